@@ -1,0 +1,39 @@
+# make demo: the main job on embedded real images.   make test: the tests.   Both set up .venv first if need be.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint format clean
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dgkd_jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	@touch $@
+
+## make demo    train a teacher and distil it with every method on 5,000 digits; ends with the table (runs/mnist5k)
+demo: $(READY)
+	$(BIN)/python -m dgkd_jax.main --config=configs/mnist5k.py
+	$(BIN)/python -m dgkd_jax.main --config=configs/mnist5k.py --config.method=all
+
+## make test    run the tests
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+## make lint    ruff: style and format
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+## make format  let ruff mend what it can
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## make clean   remove the environment and caches (runs/ stays)
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache *.egg-info
