@@ -1,10 +1,16 @@
 """What ends a run early, and the exit code that says so to whoever started it."""
 
-EXIT_BAD_INPUT = 2
-
 
 class BadInput(ValueError):
     """The user's input cannot be used. The message is one or a few lines: what, where, what to do.
 
-    `main` prints it on stderr without a traceback and exits with `EXIT_BAD_INPUT`; do not retry.
+    `main` prints it on stderr without a traceback; do not retry.
     """
+
+    exit_code = 2
+
+
+class NumericFailure(ArithmeticError):
+    """The numbers went bad; the message says which, where and what to try. Do not retry unchanged."""
+
+    exit_code = 3
