@@ -1,0 +1,78 @@
+"""Telling how far a run is: a live line on a terminal, plain lines in a log."""
+
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+# In a log, a line between evaluations at most this often.
+LOG_SECONDS = 30.0
+
+
+class Progress:
+    """Progress of one run over its steps, on stderr, by the first process only.
+
+    Args:
+        title: what is running.
+        start: steps done before.
+        total: steps in all.
+        steps_per_epoch: for the count of epochs.
+        batch_size: for the rate in images per second.
+    """
+
+    def __init__(self, title: str, *, start: int, total: int, steps_per_epoch: int, batch_size: int):
+        self._title, self._total, self._steps_per_epoch, self._batch_size = title, total, steps_per_epoch, batch_size
+        self._active = jax.process_index() == 0
+        self._live = self._active and sys.stderr.isatty()
+        self._start, self._began = start, time.monotonic()
+        self._last_line = self._began
+        self._bar = tqdm(
+            desc=title,
+            initial=start,
+            total=total,
+            unit=" steps",
+            disable=not self._live,
+            dynamic_ncols=True,
+            leave=False,
+            file=sys.stderr,
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """One more step was dispatched."""
+        self._bar.update()
+
+    def metrics(self, step: int, text: str) -> None:
+        """Metrics were fetched: beside the live line, or now and then in the log."""
+        if self._live:
+            self._bar.set_postfix_str(text)
+        elif time.monotonic() - self._last_line > LOG_SECONDS:
+            self.line(step, text)
+
+    def line(self, step: int, text: str) -> None:
+        """A line that stays."""
+        if not self._active:
+            return
+        elapsed = time.monotonic() - self._began
+        rate = (step - self._start) / elapsed if elapsed > 0 else 0.0
+        left = f", {duration((self._total - step) / rate)} left" if rate and step < self._total else ""
+        epochs = f"epoch {step / self._steps_per_epoch:.4g}/{self._total / self._steps_per_epoch:.4g}"
+        message = f"{self._title}: {epochs}, {text}, {rate * self._batch_size:,.0f} images/s{left}"
+        if self._live:
+            self._bar.write(message, file=sys.stderr)
+        else:
+            print(message, file=sys.stderr, flush=True)
+        self._last_line = time.monotonic()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as minutes:seconds, or hours:minutes:seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

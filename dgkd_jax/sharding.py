@@ -1,0 +1,73 @@
+"""The device mesh, and where arrays live on it.
+
+The mesh has two axes: batches are cut over both, large parameters over `fsdp`, the rest is on every device. Programs
+are written for the global arrays, so their numbers do not depend on how many devices compute them.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# Below this size an all-gather in every step costs more than a copy on every device.
+LARGE_BYTES = 4 * 2**20
+
+
+def make_mesh(*, fsdp: int = 1) -> Mesh:
+    """All devices of all processes as a `("data", "fsdp")` mesh.
+
+    Args:
+        fsdp: devices over which large parameters are sharded; must divide the number of devices.
+
+    Raises:
+        ValueError: `fsdp` does not divide the number of devices.
+    """
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {devices}")
+    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension cut over all devices."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """For each array of `tree`: large ones cut over `fsdp` along the largest dimension it divides, the rest replicated.
+
+    Args:
+        tree: arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+        A tree of the same structure of `NamedSharding`s.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def sharding(leaf) -> NamedSharding:
+        bytes_ = np.prod(leaf.shape, dtype=np.int64) * leaf.dtype.itemsize
+        divisible = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
+        if fsdp == 1 or bytes_ < LARGE_BYTES or not divisible:
+            return replicated(mesh)
+        largest = max(divisible, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, P(*(None,) * largest, "fsdp"))
+
+    return jax.tree.map(sharding, tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Put host arrays, the same on every process, on the mesh as `parameter_shardings` says."""
+    return jax.device_put(tree, parameter_shardings(tree, mesh))
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch, `[batch / processes, ...]` each -> global arrays `[batch, ...]` on the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

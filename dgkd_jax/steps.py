@@ -1,0 +1,288 @@
+"""One training step and one evaluation step: the only file where student, teacher and loss meet.
+
+Both are pure functions of global arrays; `train` compiles them once for the mesh they run on.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from dgkd_jax import losses, metrics
+from dgkd_jax.state import TrainState
+
+METHODS = ("ce", "kd", "dkd", "dgkd", "logit_mse")
+
+# (variables, images, train, mutable) -> logits, or (logits, updated collections) where mutable: a Linen module's apply.
+Apply = Callable[..., Any]
+
+
+class Objective(NamedTuple):
+    """What is minimised: ce_weight·CE + the method's distillation term. Hashable, so it can be static under jit.
+
+    Attributes:
+        method: one of `METHODS`.
+        ce_weight: weight of the cross-entropy.
+        label_smoothing: in the cross-entropy.
+        weight: of KD or of logit_mse.
+        temperature: T of KD, DKD and DGKD, and of the diagnostics.
+        alpha, beta: weights of TCKD and NCKD.
+        convention, distance, parity_batch, kappa: as `losses.coupling_of_gradients`.
+        wrt: the coupled gradients are those with respect to the student's "logits" or "params".
+    """
+
+    method: str
+    ce_weight: float = 1.0
+    label_smoothing: float = 0.0
+    weight: float = 0.0
+    temperature: float = 1.0
+    alpha: float = 0.0
+    beta: float = 0.0
+    convention: str = "per_sample"
+    distance: str = "mse"
+    wrt: str = "logits"
+    parity_batch: int | None = None
+    kappa: float = 1e-8
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.method != "ce"
+
+
+def objective_of(config: ConfigDict) -> Objective:
+    """The objective of `config.method`, from the method's own section of the configuration."""
+    smoothing = config.label_smoothing
+    if config.method == "ce":
+        return Objective("ce", label_smoothing=smoothing)
+    if config.method == "kd":
+        return Objective(
+            "kd",
+            ce_weight=config.kd.ce_weight,
+            label_smoothing=smoothing,
+            weight=config.kd.weight,
+            temperature=config.kd.temperature,
+        )
+    if config.method == "logit_mse":
+        return Objective(
+            "logit_mse",
+            ce_weight=config.logit_mse.ce_weight,
+            label_smoothing=smoothing,
+            weight=config.logit_mse.weight,
+        )
+    decoupled = Objective(
+        "dkd",
+        ce_weight=config.dkd.ce_weight,
+        label_smoothing=smoothing,
+        temperature=config.dkd.temperature,
+        alpha=config.dkd.alpha,
+        beta=config.dkd.beta,
+    )
+    if config.method == "dkd":
+        return decoupled
+    return decoupled._replace(
+        method="dgkd",
+        convention=config.dgkd.convention,
+        distance=config.dgkd.distance,
+        wrt=config.dgkd.wrt,
+        parity_batch=config.dgkd.parity_batch or None,
+        kappa=config.dgkd.kappa,
+    )
+
+
+def normalize(images: jax.Array, *, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """uint8 `[batch, height, width, channels]` -> float32 (pixel/255 − mean) / std; float images pass as they are.
+
+    Float images are taken as normalised already: what parity checks feed.
+    """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def metric_names(objective: Objective) -> tuple[str, ...]:
+    """The names that `train_step` adds to `TrainState.totals`, known without running it."""
+    names = ("loss", "accuracy", "grad_norm", "ce")
+    if not objective.needs_teacher:
+        return names
+    names += ("kd", "tckd", "nckd", "logit_mse") + (("coupling",) if objective.method == "dgkd" else ())
+    return names + (
+        "grad_similarity",
+        "target_gradmag",
+        "nontarget_gradmag",
+        "target_norm",
+        "nontarget_norm",
+        "covariance",
+        "logit_msd",
+        "agreement",
+    )
+
+
+def train_step(
+    state: TrainState,
+    teacher_variables: Any,
+    batch: dict[str, jax.Array],
+    *,
+    student: Apply,
+    teacher: Apply | None,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    ramp: optax.Schedule,
+    epsilon: optax.Schedule,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    ema_decay: float = 0.0,
+) -> TrainState:
+    """One step of the student on one global batch.
+
+    Args:
+        state: donated by the caller's `jit`.
+        teacher_variables: the teacher's, never changed, never donated; None for method `ce`.
+        batch: {"image": uint8 `[batch, height, width, channels]`, "label": int32 `[batch]`}.
+        student, teacher: the models' `apply`; the teacher runs in evaluation mode, outside the differentiated function.
+        optimizer: as from `state.make_optimizer`.
+        objective: what is minimised.
+        ramp, epsilon: the factor on the distillation terms and ε, as functions of the number of steps done.
+        mean, std: per channel, in units of pixel/255.
+        ema_decay: per step, of the average in `state.ema`; read only where there is one.
+
+    Returns:
+        The next state, with this step's metrics added to `totals`.
+    """
+    images, labels = normalize(batch["image"], mean=mean, std=std), batch["label"]
+    teacher_logits = teacher(teacher_variables, images) if objective.needs_teacher else None
+
+    def forward(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        return student(variables, images, train=True, mutable=["batch_stats"])
+
+    def loss_of(params):
+        logits, updated = forward(params)
+        terms = loss_terms(logits, teacher_logits, labels, objective)
+        if objective.method == "dgkd":
+            terms["coupling"] = (
+                _parameter_coupling(lambda p: forward(p)[0], params, teacher_logits, labels, objective)
+                if objective.wrt == "params"
+                else _logit_coupling(logits, teacher_logits, labels, objective)
+            )
+        loss = weigh(terms, objective, ramp=ramp(state.step), epsilon=epsilon(state.step))
+        return loss, (logits, terms, updated.get("batch_stats", {}))
+
+    (loss, (logits, terms, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    means = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **terms}
+    if objective.needs_teacher:
+        logits = jax.lax.stop_gradient(logits)
+        means |= losses.diagnostics(logits, teacher_logits, labels, temperature=objective.temperature)
+    step_totals = metrics.of_batch_means(means) | {"accuracy": metrics.accuracy(logits, labels)}
+
+    ema = state.ema
+    if ema is not None:
+        current = {"params": params, "batch_stats": batch_stats}
+        ema = optax.incremental_update(current, ema, 1.0 - ema_decay)
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=ema,
+        totals=metrics.merge(state.totals, step_totals),
+    )
+
+
+def loss_terms(
+    logits: jax.Array, teacher_logits: jax.Array | None, labels: jax.Array, objective: Objective
+) -> dict[str, jax.Array]:
+    """Batch means of every per-sample loss, so that runs of different methods can be compared term by term.
+
+    Returns:
+        Scalars `ce` and, where there is a teacher, `kd`, `tckd`, `nckd` (at the objective's temperature), `logit_mse`.
+    """
+    terms = {"ce": losses.cross_entropy(logits, labels, label_smoothing=objective.label_smoothing)}
+    if teacher_logits is not None:
+        at_temperature = {"temperature": objective.temperature}
+        terms["kd"] = losses.kd(logits, teacher_logits, **at_temperature)
+        terms["tckd"] = losses.tckd(logits, teacher_logits, labels, **at_temperature)
+        terms["nckd"] = losses.nckd(logits, teacher_logits, labels, **at_temperature)
+        terms["logit_mse"] = losses.logit_mse(logits, teacher_logits)
+    return jax.tree.map(jnp.mean, terms)
+
+
+def weigh(terms: dict[str, jax.Array], objective: Objective, *, ramp: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """The training loss: ce_weight·CE + weight·KD, or + weight·MSE, or + ramp·(α·TCKD + β·NCKD − ε·G)."""
+    loss = objective.ce_weight * terms["ce"]
+    if objective.method in ("kd", "logit_mse"):
+        return loss + objective.weight * terms[objective.method]
+    if objective.method in ("dkd", "dgkd"):
+        distillation = objective.alpha * terms["tckd"] + objective.beta * terms["nckd"]
+        if objective.method == "dgkd":
+            distillation -= epsilon * terms["coupling"]
+        return loss + ramp * distillation
+    return loss
+
+
+def _logit_coupling(logits, teacher_logits, labels, objective: Objective) -> jax.Array:
+    return losses.gradient_coupling(
+        logits,
+        teacher_logits,
+        labels,
+        temperature=objective.temperature,
+        convention=objective.convention,
+        distance=objective.distance,
+        parity_batch=objective.parity_batch,
+        kappa=objective.kappa,
+    )
+
+
+def _parameter_coupling(logits_of, params, teacher_logits, labels, objective: Objective) -> jax.Array:
+    """The coupling of the gradients of the batch means of TCKD and NCKD with respect to all P parameters.
+
+    There is one such pair of gradients per batch, not one per sample, so it counts as a batch of one sample with P
+    coordinates: `per_sample` is ‖∇TCKD − ∇NCKD‖², `literal` the same over P (`mse_loss`).
+    """
+    logits, pull_back = jax.vjp(logits_of, params)
+
+    def gradient(logit_gradient) -> jax.Array:
+        per_sample = logit_gradient(logits, teacher_logits, labels, temperature=objective.temperature)
+        (tree,) = pull_back(per_sample / len(labels))
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])[None]
+
+    return losses.coupling_of_gradients(
+        gradient(losses.tckd_gradient),
+        gradient(losses.nckd_gradient),
+        convention=objective.convention,
+        distance=objective.distance,
+        parity_batch=1,
+        kappa=objective.kappa,
+    )
+
+
+def eval_step(
+    variables: Any,
+    batch: dict[str, jax.Array],
+    *,
+    model: Apply,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> metrics.Totals:
+    """Accuracy and cross-entropy of one global batch.
+
+    Args:
+        variables: of the model, in evaluation mode.
+        batch: {"image": uint8 `[batch, height, width, channels]`, "label": int32 `[batch]`, "mask": bool `[batch]`}.
+        model: the model's `apply`.
+        mean, std: per channel, in units of pixel/255.
+
+    Returns:
+        Totals `accuracy` (int32, int32) and `ce` (float32, int32) over the rows where `mask`.
+    """
+    logits = model(variables, normalize(batch["image"], mean=mean, std=std))
+    nll = losses.cross_entropy(logits, batch["label"])
+    return {
+        "accuracy": metrics.accuracy(logits, batch["label"], batch["mask"]),
+        "ce": metrics.masked_mean(nll, batch["mask"]),
+    }
