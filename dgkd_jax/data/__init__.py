@@ -1,0 +1,196 @@
+"""Data sets as batches: `open_source` gives a `Source`, `missing` says what only the user can provide.
+
+TensorFlow is imported when a source is opened, never by importing this package.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from dgkd_jax.data import datasets
+from dgkd_jax.data.mock import MockSource
+from dgkd_jax.errors import BadInput
+
+AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop")
+_MEMORY_LIMIT = 2**30  # bytes of encoded training images that may stay in memory
+
+
+class Source(Protocol):
+    """A training and an evaluation split.
+
+    Attributes:
+        name: of the data set.
+        num_classes: labels are 0 … num_classes − 1.
+        image_shape: height, width, channels of what the model sees.
+        mean: of the pixels, per channel, in units of pixel/255.
+        std: likewise.
+        num_train: examples in the training split.
+        num_eval: examples in the evaluation split.
+        eval_split: its name: "test" or "validation".
+    """
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int
+    num_eval: int
+    eval_split: str
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Whole batches in an epoch.
+
+        Raises:
+            BadInput: there is none.
+        """
+
+    def train_batches(
+        self, *, seed: int, batch_size: int, start_step: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches `start_step`, `start_step` + 1, … for ever; each a function of `seed` and its step alone.
+
+        Args:
+            seed: not negative, below 2³¹.
+            batch_size: B, of the global batch.
+            start_step: counted from 0 over all epochs.
+            process_index: p of `process_count` P: it gets rows [p·B/P, (p+1)·B/P).
+
+        Returns:
+            Iterator of "image", uint8 [B/P, height, width, channels], and "label", int32 [B/P].
+
+        Raises:
+            BadInput: the batch cannot be divided over the processes or readers, or is larger than the split;
+                while iterating: an image cannot be used.
+        """
+
+    def eval_batches(
+        self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Every example of the evaluation split once over all processes; all yield equally many batches.
+
+        Returns:
+            Iterator of "image" and "label" as above and "mask", bool [B/P], False where a row is padding.
+
+        Raises:
+            BadInput: as for `train_batches`.
+        """
+
+
+def missing(data: Any) -> str | None:
+    """What the user has to provide before `open_source` can work; within seconds and without TensorFlow.
+
+    Args:
+        data: the section `data` of a configuration.
+
+    Returns:
+        Lines that name what is missing, where it was looked for and the command that provides it; or None.
+    """
+    if data.mock:
+        return None
+    from dgkd_jax.data import prepare
+
+    try:
+        builder = prepare.find_builder(data)
+        if not prepare.is_prepared(builder):
+            prepare.check_preparable(data, builder)
+    except BadInput as problem:
+        return str(problem)
+    return None
+
+
+def open_source(data: Any) -> Source:
+    """Open a data set, and build it first if that is needed and possible.
+
+    Args:
+        data: the section `data` of a configuration; its keys are explained in `configs/default.py`.
+
+    Raises:
+        BadInput: a key has a value that cannot be used, or the data set is missing.
+    """
+    entry = datasets.find(data.name)
+    size = _check_view(data, entry)
+    shared = {
+        "name": data.name,
+        "image_shape": (size, size, entry.channels),
+        "mean": _per_channel("mean", data.mean, entry),
+        "std": _per_channel("std", data.std, entry),
+        "readers": data.readers,
+    }
+    if data.mock:
+        if entry.num_classes is None:
+            raise BadInput(
+                f"config.data.mock=True: without its files, config.data.name={data.name!r} has no number of classes; "
+                "choose another, such as 'imagenet2012'"
+            )
+        return MockSource(
+            **shared,
+            num_classes=entry.num_classes,
+            num_train=data.mock_train_examples,
+            num_eval=data.mock_eval_examples,
+            eval_split=entry.eval_split,
+        )
+
+    from dgkd_jax.data import prepare
+
+    builder = prepare.prepare(data, prepare.find_builder(data))
+    splits = builder.info.splits
+    eval_split = entry.eval_split or next(name for name in splits if name != "train")
+    if data.shuffle_buffer == 0 and splits["train"].num_bytes > _MEMORY_LIMIT:
+        raise BadInput(
+            f"config.data.shuffle_buffer=0 would hold all of {data.name} in memory, "
+            f"{splits['train'].num_bytes / 2**30:.0f} GiB: give a number of records, such as 16384"
+        )
+    from dgkd_jax.data.pipeline import TfdsSource
+
+    return TfdsSource(
+        **shared,
+        num_classes=builder.info.features["label"].num_classes,
+        num_train=splits["train"].num_examples,
+        num_eval=splits[eval_split].num_examples,
+        eval_split=eval_split,
+        builder=builder,
+        augment=data.augment,
+        eval_resize=data.eval_resize,
+        shuffle_buffer=data.shuffle_buffer,
+    )
+
+
+def _check_view(data: Any, entry: datasets.DataSet) -> int:
+    """Hold what is done to the images to what can be done; returns the side of what the model sees."""
+    if data.augment not in AUGMENTATIONS:
+        allowed = ", ".join(map(repr, AUGMENTATIONS))
+        raise BadInput(f"config.data.augment={data.augment!r} is not allowed: one of {allowed}")
+    for key, value, low in (
+        ("image_size", data.image_size, 0),
+        ("eval_resize", data.eval_resize, 0),
+        ("shuffle_buffer", data.shuffle_buffer, 0),
+        ("readers", data.readers, 1),
+    ):
+        if value < low:
+            raise BadInput(f"config.data.{key}={value} is not allowed: {low} or more")
+    size = data.image_size or entry.size
+    if size is None:
+        raise BadInput(
+            f"config.data.image_size=0 is not allowed for {data.name}, whose images differ in size: "
+            "give pixels, such as 224"
+        )
+    smallest = data.eval_resize or entry.size
+    if smallest is not None and smallest < size:
+        raise BadInput(
+            f"config.data.image_size={size} is larger than the images, {smallest} pixels: "
+            f"set config.data.eval_resize to {size} or more"
+        )
+    return size
+
+
+def _per_channel(key: str, given: tuple[float, ...], entry: datasets.DataSet) -> tuple[float, ...]:
+    if not given:
+        return getattr(entry, key)
+    if len(given) != entry.channels or not all(math.isfinite(value) for value in given):
+        raise BadInput(
+            f"config.data.{key}={tuple(given)} is not allowed: one number for each of {entry.channels} channels"
+        )
+    return tuple(given)

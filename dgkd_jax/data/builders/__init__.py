@@ -1,0 +1,1 @@
+"""TFDS builders of data sets that TFDS does not have. They ask the network for nothing."""

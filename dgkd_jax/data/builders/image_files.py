@@ -1,0 +1,166 @@
+"""Data sets of image files in folders: any image folder, and Tiny ImageNet.
+
+The files are copied once, as they are, into TFRecords. Reading them in place, as `tfds.ImageFolder` does, would
+save the copy, but that builder takes neither a shuffle seed nor a part of a split, and a random read per image
+is slow on the network disks that pods read from. The records are written in an order that mixes the classes.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from dgkd_jax.errors import BadInput
+
+_EVAL_NAMES = {"validation": "validation", "val": "validation", "test": "test"}  # the first that is there
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_TINY_CLASSES = 200
+
+
+class Listing(NamedTuple):
+    """What is in a folder of images: the classes in the order of their labels, (path, class) of each image."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, list[tuple[Path, str]]]
+
+    def fingerprint(self, folder: Path) -> str:
+        """Twelve hexadecimal digits that change with the names, classes and sizes of the files."""
+        digest = hashlib.sha256()
+        for split, images in self.splits.items():
+            for path, label in images:
+                digest.update(f"{split}\0{label}\0{path.relative_to(folder)}\0{path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:12]
+
+
+def list_folder(folder: Path) -> Listing:
+    """The images of train/<class>/* and of validation/<class>/*, val/<class>/* or else test/<class>/*.
+
+    Raises:
+        BadInput: a folder is missing or a class has no images.
+    """
+    evaluated = next((name for name in _EVAL_NAMES if (folder / name).is_dir()), None)
+    if not (folder / "train").is_dir() or evaluated is None:
+        raise BadInput(
+            f"The data set image_folder is missing: looked for {folder}/train/<class>/* and one of "
+            f"{folder}/test|val|validation/<class>/*; found {', '.join(_folders(folder)) or 'nothing'}.\n"
+            "  Provide it:  put JPEG or PNG images there, or name a folder with --config.data.manual_dir=FOLDER"
+        )
+    classes = tuple(_folders(folder / "train"))
+    if len(classes) < 2:
+        raise BadInput(f"{folder}/train: expected a folder for each of two or more classes, found {len(classes)}")
+    splits = {}
+    for name, split in (("train", "train"), (evaluated, _EVAL_NAMES[evaluated])):
+        unknown = set(_folders(folder / name)) - set(classes)
+        if unknown:
+            raise BadInput(f"{folder}/{name}/{min(unknown)}: no such class in {folder}/train")
+        splits[split] = [(path, label) for label in _folders(folder / name) for path in _images(folder / name / label)]
+        if not splits[split]:
+            raise BadInput(f"{folder}/{name}: no folder of any class")
+    return Listing(classes, splits)
+
+
+def list_tiny_imagenet(folder: Path) -> Listing:
+    """The images of tiny-imagenet-200: train/<wnid>/images/* and val/images/* with val_annotations.txt.
+
+    Raises:
+        BadInput: something of it is missing.
+    """
+    annotations = folder / "val" / "val_annotations.txt"
+    for path in (folder / "train", annotations):
+        if not path.exists():
+            raise BadInput(
+                f"The data set tiny_imagenet is missing: looked for {path}.\n"
+                "  Provide it:  curl -LO http://cs231n.stanford.edu/tiny-imagenet-200.zip && "
+                "unzip -q tiny-imagenet-200.zip\n"
+                "  and name the folder with --config.data.manual_dir=tiny-imagenet-200"
+            )
+    classes = tuple(_folders(folder / "train"))
+    if len(classes) != _TINY_CLASSES:
+        raise BadInput(f"{folder}/train: expected {_TINY_CLASSES} classes, found {len(classes)}")
+    train = [(path, label) for label in classes for path in _images(folder / "train" / label / "images")]
+    validation = []
+    for line in annotations.read_text().splitlines():
+        name, label = line.split("\t")[:2]
+        path = folder / "val" / "images" / name
+        if label not in classes or not path.exists():
+            raise BadInput(f"{annotations}: {line.strip()!r} names a class or an image that is not there")
+        validation.append((path, label))
+    return Listing(classes, {"train": train, "validation": validation})
+
+
+class ImageFolder(tfds.core.GeneratorBasedBuilder):
+    """Any folder of images.
+
+    Args:
+        listing: of all files.
+    """
+
+    name = "image_folder_records"  # TFDS has taken `image_folder`
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, listing: Listing, **kwargs):
+        self._listing = listing
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _info(self, tfds.features.ClassLabel(names=self._listing.classes))
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in self._listing.splits}
+
+    def _generate_examples(self, split: str) -> Iterator:
+        return _examples(self._listing, split)
+
+
+class TinyImagenet(tfds.core.GeneratorBasedBuilder):
+    """100,000 training and 10,000 validation images of 64x64 pixels; 200 classes, in the order of their wnids.
+
+    Args:
+        folder: the unpacked tiny-imagenet-200; read only when the set is built.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, folder: Path, **kwargs):
+        self.folder = folder
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _info(self, tfds.features.ClassLabel(num_classes=_TINY_CLASSES))
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        listing = list_tiny_imagenet(self.folder)
+        return {split: self._generate_examples(listing, split) for split in listing.splits}
+
+    def _generate_examples(self, listing: Listing, split: str) -> Iterator:
+        return _examples(listing, split)
+
+
+def _info(builder: tfds.core.DatasetBuilder, label: tfds.features.ClassLabel) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description="Image files from local folders, as they are.",
+        features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, 3)), "label": label}),
+    )
+
+
+def _examples(listing: Listing, split: str) -> Iterator:
+    number_of = {name: number for number, name in enumerate(listing.classes)}
+    for key, (path, name) in enumerate(listing.splits[split]):
+        yield key, {"image": path, "label": number_of[name]}
+
+
+def _folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+    if not names:
+        raise BadInput(f"{folder}: no images ({', '.join(_SUFFIXES)})")
+    return [folder / name for name in names]

@@ -1,0 +1,256 @@
+"""TFDS's records to batches of uint8 images, each batch a pure function of (seed, step).
+
+One tf.data graph runs over all epochs. The seeds of an epoch are tensors inside it, so a new epoch costs no new
+graph, and to start at any step is to start in its epoch and skip records before anything is decoded. Random
+numbers are stateless: of (seed, epoch, reader) for the order and of (seed, epoch, position) for augmentation,
+position = step in the epoch · batch size + row of the global batch. `order.py` says which reader feeds which row.
+
+There are two ways to read, and `shuffle_buffer` alone decides between them; positions, decoding and augmentation
+are the same code. 0 means that a reader shuffles all of its piece: the encoded records then stay in memory and an
+epoch is a permutation of indices. Any other number streams from disk through a buffer of so many records, which
+is what a set larger than memory needs; the buffer fills anew in each epoch, which holds up training for about
+10 µs per record, and continuing within an epoch reads what it skips.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from dgkd_jax.data import augment, order
+from dgkd_jax.errors import BadInput
+
+# Records in flight. On images of a few hundred bytes AUTOTUNE costs twice the time of a fixed large number, on
+# large images as much; the threads that work on them are as many as there are cores.
+_PARALLEL = max(64, os.cpu_count() or 1)
+_BATCHES_AHEAD = 4
+_EPOCH_STRIDE = 2**32  # an example's place in the whole run is epoch · stride + position in the epoch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TfdsSource:
+    """A `Source` (see `dgkd_jax.data`) of a prepared TFDS data set.
+
+    Attributes:
+        builder: of a prepared set with the features "image" and "label".
+        augment: one of `config.data.augment`'s values.
+        eval_resize: shorter side before the central crop, pixels; 0 = not resized.
+        shuffle_buffer: records; 0 = records stay in memory and are shuffled whole.
+        readers: pieces in which the training split is read.
+    """
+
+    name: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int
+    num_eval: int
+    eval_split: str
+    builder: Any
+    augment: str
+    eval_resize: int
+    shuffle_buffer: int
+    readers: int
+    _held: dict = dataclasses.field(default_factory=dict, repr=False)  # records in memory, by (split, start, stop)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return order.steps_per_epoch(self.num_train, batch_size)
+
+    def train_batches(
+        self, *, seed: int, batch_size: int, start_step: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        steps = self.steps_per_epoch(batch_size)
+        readers = order.readers_of_process(self.readers, batch_size, process_index, process_count)
+        rows = order.rows_of_process(batch_size, process_index, process_count)
+        examples, lookup = self._epochs(
+            seed=seed, batch_size=batch_size, steps=steps, start_step=start_step, readers=readers
+        )
+        if self.readers == 1 and process_count > 1:
+            examples = examples.filter(
+                lambda place, _: (
+                    (place % _EPOCH_STRIDE % batch_size >= rows.start)
+                    & (place % _EPOCH_STRIDE % batch_size < rows.stop)
+                )
+            )
+
+        def load(place, element):
+            record = lookup(element)
+            return self._example(record, self._train_image(record["image"], tf.stack([_int64(seed), place])))
+
+        return self._numpy_batches(_batched(examples.map(load, num_parallel_calls=_PARALLEL), len(rows)))
+
+    def eval_batches(
+        self, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[dict[str, np.ndarray]]:
+        share = len(order.rows_of_process(batch_size, process_index, process_count))
+        start, stop = order.piece(self.num_eval, process_index, process_count)
+        count = order.eval_batches(self.num_eval, batch_size, process_count)
+        if start == stop:
+            batches = iter(())
+        else:
+            elements, lookup = self._in_order(self.eval_split, start, stop)
+
+            def load(element):
+                record = lookup(element)
+                return self._example(record, self._eval_image(record["image"]))
+
+            batches = self._numpy_batches(_batched(elements.map(load, num_parallel_calls=_PARALLEL), share))
+        return self._padded(batches, share, count)
+
+    def _epochs(
+        self, *, seed: int, batch_size: int, steps: int, start_step: int, readers: range
+    ) -> tuple[tf.data.Dataset, Callable]:
+        """(place, element) of all examples of these readers from `start_step` on; `lookup`: element -> record."""
+        pieces = {reader: order.piece(self.num_train, reader, self.readers) for reader in readers}
+        first, last = pieces[readers[0]][0], pieces[readers[-1]][1]
+        held = None if self.shuffle_buffer else self._load("train", first, last)
+        rows = batch_size // self.readers
+        start_epoch, start_in_epoch = divmod(start_step, steps)
+
+        def elements_of(reader, epoch):
+            start, stop = pieces[reader]
+            # Augmentation's seeds begin with `seed`, which is not negative: these never meet them.
+            key = tf.stack([_int64(-1 - seed), epoch * _EPOCH_STRIDE + reader])
+            if held is not None:
+                indices = tf.range(start - first, stop - first)
+                return tf.data.Dataset.from_tensor_slices(tf.random.experimental.stateless_shuffle(indices, key))
+            file_seed, record_seed = tf.unstack(tf.random.stateless_uniform([2], key, 0, 2**62, tf.int64))
+            files_at_once = max(4, 16 // self.readers)  # TFDS's 16 for each of many readers would be hundreds
+            records = self._read("train", start, stop, shuffle_seed=file_seed, files_at_once=files_at_once)
+            return records.shuffle(self.shuffle_buffer, seed=record_seed, reshuffle_each_iteration=False)
+
+        # Without this, autograph would rewrite TFDS's own code on the way.
+        @tf.autograph.experimental.do_not_convert
+        def one_epoch(epoch):
+            done = tf.where(epoch == start_epoch, _int64(start_in_epoch), _int64(0))
+            streams = []
+            for reader in readers:
+                step, row = tf.range(steps, dtype=tf.int64)[:, None], tf.range(rows, dtype=tf.int64)
+                places = epoch * _EPOCH_STRIDE + step * batch_size + reader * rows + row
+                places = tf.data.Dataset.from_tensor_slices(tf.reshape(places, [-1]))  # as many as the epoch takes
+                streams.append(tf.data.Dataset.zip(places, elements_of(reader, epoch)).skip(done * rows))
+            if len(streams) == 1:
+                return streams[0]
+            turns = tf.tile(tf.repeat(tf.range(len(streams), dtype=tf.int64), rows), [_int64(steps) - done])
+            return tf.data.Dataset.choose_from_datasets(streams, tf.data.Dataset.from_tensor_slices(turns))
+
+        epochs = tf.data.Dataset.range(start_epoch, 2**31)
+        return epochs.flat_map(one_epoch), _lookup_in(held)
+
+    def _in_order(self, split: str, start: int, stop: int) -> tuple[tf.data.Dataset, Callable]:
+        """Every element of a piece of a split, and `lookup`: element -> record."""
+        if self.shuffle_buffer:
+            return self._read(split, start, stop), _lookup_in(None)
+        return tf.data.Dataset.range(stop - start), _lookup_in(self._load(split, start, stop))
+
+    def _read(
+        self,
+        split: str,
+        start: int,
+        stop: int,
+        *,
+        shuffle_seed: tf.Tensor | None = None,
+        files_at_once: int = 16,
+    ) -> tf.data.Dataset:
+        """Records of a piece of a split, streamed; images still encoded."""
+        options = tfds.ReadConfig(
+            shuffle_seed=shuffle_seed,
+            shuffle_reshuffle_each_iteration=False,
+            interleave_cycle_length=files_at_once,
+            num_parallel_calls_for_interleave_files=files_at_once,
+            num_parallel_calls_for_decode=_PARALLEL,
+            try_autocache=False,
+            skip_prefetch=True,
+        )
+        return self.builder.as_dataset(
+            split=f"{split}[{start}:{stop}]",
+            shuffle_files=shuffle_seed is not None,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=options,
+        )
+
+    def _load(self, split: str, start: int, stop: int) -> dict[str, tf.Tensor]:
+        """Records of a piece of a split as tensors, kept for the next caller.
+
+        Files are read one after the other: the order within a split does not depend on how it is cut then.
+        """
+        key = (split, start, stop)
+        if key not in self._held:
+            dataset = self._read(split, start, stop, files_at_once=1).batch(stop - start)
+            with self._reading():
+                records = dataset.get_single_element()
+            self._held[key] = {"image": records["image"], "label": records["label"]}
+        return self._held[key]
+
+    def _train_image(self, encoded: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        size, _, channels = self.image_shape
+        if self.augment == "random_resized_crop":
+            uniforms = tf.random.stateless_uniform([augment.RANDOM_RESIZED_CROP_UNIFORMS], key)
+            return augment.random_resized_crop(encoded, uniforms, size=size, channels=channels)
+        image = self._eval_image(encoded)
+        if self.augment == "none":
+            return image
+        uniforms = tf.random.stateless_uniform([augment.PAD_CROP_UNIFORMS], key)
+        return augment.pad_crop(image, uniforms, size=size, mirror=self.augment == "pad_crop_flip")
+
+    def _eval_image(self, encoded: tf.Tensor) -> tf.Tensor:
+        size, _, channels = self.image_shape
+        return augment.central_view(encoded, resize=self.eval_resize, size=size, channels=channels)
+
+    def _example(self, record: dict[str, tf.Tensor], image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {
+            "image": tf.ensure_shape(image, self.image_shape),
+            "label": tf.cast(record["label"], tf.int32),
+        }
+
+    def _numpy_batches(self, dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+        batches = dataset.as_numpy_iterator()
+        while True:
+            with self._reading():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what TensorFlow says of damaged files and unusable images into what the user can act on."""
+        try:
+            yield
+        except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+            reason = error.message.strip().splitlines()[0]
+            raise BadInput(f"{self.name} in {self.builder.data_dir} cannot be read: {reason}") from error
+
+    def _padded(self, batches: Iterator, share: int, count: int) -> Iterator[dict[str, np.ndarray]]:
+        """Exactly `count` batches of `share` examples, with a mask that is False on padding."""
+        nothing = {"image": np.zeros((0, *self.image_shape), np.uint8), "label": np.zeros(0, np.int32)}
+        for _ in range(count):
+            batch = next(batches, nothing)
+            real = len(batch["label"])
+            padded = {
+                key: np.pad(value, [(0, share - real)] + [(0, 0)] * (value.ndim - 1)) for key, value in batch.items()
+            }
+            yield {**padded, "mask": np.arange(share) < real}
+
+
+def _int64(value: int) -> tf.Tensor:
+    return tf.constant(value, tf.int64)
+
+
+def _lookup_in(records: dict[str, tf.Tensor] | None) -> Callable:
+    if records is None:
+        return lambda record: record
+    return lambda index: {key: values[index] for key, values in records.items()}
+
+
+def _batched(examples: tf.data.Dataset, size: int) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False  # everything is given a number above
+    return examples.batch(size).prefetch(_BATCHES_AHEAD).with_options(options)
