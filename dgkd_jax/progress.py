@@ -25,8 +25,7 @@ class Progress:
         self._title, self._total, self._steps_per_epoch, self._batch_size = title, total, steps_per_epoch, batch_size
         self._active = jax.process_index() == 0
         self._live = self._active and sys.stderr.isatty()
-        self._start, self._began = start, time.monotonic()
-        self._last_line = self._began
+        self._last_step, self._last_time = start, time.monotonic()
         self._bar = tqdm(
             desc=title,
             initial=start,
@@ -52,15 +51,16 @@ class Progress:
         """Metrics were fetched: beside the live line, or now and then in the log."""
         if self._live:
             self._bar.set_postfix_str(text)
-        elif time.monotonic() - self._last_line > LOG_SECONDS:
+        elif time.monotonic() - self._last_time > LOG_SECONDS:
             self.line(step, text)
 
     def line(self, step: int, text: str) -> None:
-        """A line that stays."""
+        """A line that stays; its rate is that since the last such line, its time left follows from this rate."""
         if not self._active:
             return
-        elapsed = time.monotonic() - self._began
-        rate = (step - self._start) / elapsed if elapsed > 0 else 0.0
+        now = time.monotonic()
+        rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        self._last_step, self._last_time = step, now
         left = f", {duration((self._total - step) / rate)} left" if rate and step < self._total else ""
         epochs = f"epoch {step / self._steps_per_epoch:.4g}/{self._total / self._steps_per_epoch:.4g}"
         message = f"{self._title}: {epochs}, {text}, {rate * self._batch_size:,.0f} images/s{left}"
@@ -68,7 +68,6 @@ class Progress:
             self._bar.write(message, file=sys.stderr)
         else:
             print(message, file=sys.stderr, flush=True)
-        self._last_line = time.monotonic()
 
 
 def duration(seconds: float) -> str:

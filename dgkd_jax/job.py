@@ -1,0 +1,218 @@
+"""The main job: a teacher, students distilled from it by each method asked for, and what came out."""
+
+import json
+import math
+import sys
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dgkd_jax import checkpoint, models, sharding, steps, torch_port, train
+from dgkd_jax import config as config_rules
+from dgkd_jax import data as data_lib
+from dgkd_jax.errors import BadInput
+from dgkd_jax.progress import duration
+
+
+class _Taught(NamedTuple):
+    """A teacher ready for use, and the row about it in `result.json`."""
+
+    teacher: train.Teacher
+    row: dict[str, Any]
+
+
+def run(config: ConfigDict, workdir: str | None = None) -> list[dict[str, Any]]:
+    """Distil by `config.method` (or by each method, for `all`), reusing what earlier runs left.
+
+    Args:
+        config: validated.
+        workdir: of the one method; the parent of one folder per method for `all`. None: runs/NAME/METHOD-seedSEED.
+
+    Returns:
+        The content of each method's `result.json`, in order.
+
+    Raises:
+        BadInput: the data set, the teacher's weights or the work directory cannot be used.
+    """
+    methods = steps.METHODS if config.method == "all" else (config.method,)
+    root = epath.Path("runs") / (config.name + ("-mock" if config.data.mock else ""))
+    _check_present(config, methods)
+    try:
+        mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
+    except ValueError as error:
+        raise BadInput(f"config.{error}") from error
+    source = data_lib.open_source(config.data)
+
+    taught = _teach(config, root, source, mesh) if set(methods) - {"ce"} else None
+    results = []
+    for method in methods:
+        folder = f"{method}-seed{config.seed}"
+        if workdir is None:
+            target = root / folder
+        else:
+            target = epath.Path(workdir) / (folder if config.method == "all" else "")
+        results.append(_distil(config, method, target, source, mesh, taught))
+    return results
+
+
+def _check_present(config: ConfigDict, methods: tuple[str, ...]) -> None:
+    """One message for everything that only the user can provide, before anything slow starts."""
+    missing = []
+    if not config.data.mock:
+        missing.append(data_lib.missing(config.data))
+        if set(methods) - {"ce"}:
+            missing.append(_missing_weights(config.teacher))
+    missing = [message for message in missing if message]
+    if missing:
+        raise BadInput("\n".join(missing))
+
+
+def _missing_weights(teacher: ConfigDict) -> str | None:
+    path = epath.Path(teacher.weights)
+    if not teacher.weights or path.exists():
+        return None
+    source = torch_port.DOWNLOADS.get(path.name)
+    provide = (
+        f"mkdir -p '{path.parent}' && curl -fLo '{path}' {source}"
+        if source
+        else "put PyTorch weights there (.pth, .safetensors or .npz)"
+    )
+    return (
+        f"The teacher's weights are missing: {teacher.model}, looked for at {path.resolve()}.\n"
+        f"  Provide them:  {provide}\n"
+        "  Or name others with --config.teacher.weights=FILE, or train a teacher first with --config.teacher.weights=''"
+    )
+
+
+def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: Mesh) -> _Taught:
+    """The teacher: from PyTorch weights where the configuration names some, else trained once and kept."""
+    model = models.create(
+        config.teacher.model, num_classes=source.num_classes, dtype=train.compute_dtype(config.teacher.dtype)
+    )
+    weights = config.teacher.weights
+    if not weights:
+        workdir = epath.Path(config.teacher.workdir) if config.teacher.workdir else root / "teacher"
+        trained = train.fit(config_rules.of_teacher(config), workdir=workdir, source=source, mesh=mesh)
+        variables, origin = trained.variables, str(workdir)
+        evaluation = {"last_accuracy": trained.history.last_accuracy, "best_accuracy": trained.history.best_accuracy}
+        seconds = trained.history.seconds
+    else:
+        if config.data.mock and not epath.Path(weights).exists():
+            print(f"mock run: {weights} is not there, the teacher has random weights", file=sys.stderr)
+            host_variables, origin = models.initialise(model, source.image_shape, config.teacher.seed), "random"
+        else:
+            host_variables = torch_port.from_torch(torch_port.load(weights), model, config.teacher.model)
+            origin = weights
+        variables = sharding.place(host_variables, mesh)
+        accuracy = train.evaluate(config, model.apply, variables, source=source, mesh=mesh)["accuracy"]
+        evaluation, seconds = {"last_accuracy": accuracy}, None
+    row = {
+        "model": config.teacher.model,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        **evaluation,
+        "weights": origin,
+        "seconds": seconds,
+    }
+    return _Taught(train.Teacher(model.apply, variables, checkpoint.fingerprint(variables)), row)
+
+
+def _distil(
+    config: ConfigDict,
+    method: str,
+    workdir: epath.Path,
+    source: data_lib.Source,
+    mesh: Mesh,
+    taught: _Taught | None,
+) -> dict[str, Any]:
+    """One student by one method: trained, evaluated, and described in `workdir/result.json`."""
+    with (config := config.copy_and_resolve_references()).unlocked():
+        config.method = method
+    needs_teacher = steps.objective_of(config).needs_teacher
+    trained = train.fit(
+        config,
+        workdir=workdir,
+        source=source,
+        mesh=mesh,
+        teacher=taught.teacher if needs_teacher else None,
+    )
+    history = trained.history
+    result = {
+        "name": config.name,
+        "method": method,
+        "seed": config.seed,
+        "workdir": str(workdir),
+        "mock": config.data.mock,
+        "evaluation": {
+            "split": source.eval_split,
+            "examples": source.num_eval,
+            "note": "best_accuracy is the highest of all evaluations on this split, so it was chosen on it; "
+            "last_accuracy was not",
+        },
+        "teacher": taught and taught.row,
+        "student": {
+            "model": config.student.model,
+            "parameters": trained.parameters,
+            "last_accuracy": history.last_accuracy,
+            "best_accuracy": history.best_accuracy,
+            "best_epoch": history.best_step / source.steps_per_epoch(config.batch_size),
+            "epochs": config.epochs,
+            "seconds": history.seconds,
+        },
+        "machine": {
+            "backend": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            **{package: version(package) for package in ("dgkd_jax", "jax", "flax")},
+        },
+    }
+    if jax.process_index() == 0:
+        (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results of one data set as a table for the terminal."""
+    first = results[0]
+    rows = [("", "model", "parameters", "last", "best (epoch)", "training")]
+    if first["teacher"]:
+        rows.append(_row("teacher", first["teacher"]))
+    rows += [_row(result["method"], result["student"]) for result in results]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_align(i, cell, width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+             for row in rows]  # fmt: skip
+    evaluation = first["evaluation"]
+    mock = ", mock data: the accuracies mean nothing" if first["mock"] else ""
+    return "\n".join(
+        [
+            f"{first['name']}: accuracy on {evaluation['examples']:,} images of split "
+            f"'{evaluation['split']}', seed {first['seed']}{mock}",
+            *(line.rstrip() for line in lines),
+            "last: after the last epoch. best: the highest of all epochs, chosen on this same split.",
+        ]
+    )
+
+
+def _row(title: str, network: dict[str, Any]) -> tuple[str, ...]:
+    def percent(key: str) -> str:
+        accuracy = network.get(key)
+        return "–" if accuracy is None or math.isnan(accuracy) else f"{100 * accuracy:.2f} %"
+
+    epoch = f" ({network['best_epoch']:.4g})" if "best_epoch" in network else ""
+    seconds = network["seconds"]
+    return (
+        title,
+        network["model"],
+        f"{network['parameters']:,}",
+        percent("last_accuracy"),
+        percent("best_accuracy") + epoch,
+        "–" if seconds is None else duration(seconds),
+    )
+
+
+def _align(column: int, cell: str, width: int) -> str:
+    return cell.ljust(width) if column < 2 else cell.rjust(width)

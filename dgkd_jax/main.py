@@ -1,0 +1,58 @@
+"""`python -m dgkd_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE …]`: flags, processes, dispatch."""
+
+import logging
+import os
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from dgkd_jax import command_line, config, job
+from dgkd_jax.errors import BadInput, NumericFailure
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configuration file; keys: configs/default.py", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "where everything is left; default runs/NAME/METHOD-seedSEED")
+
+
+def main(argv: list[str]) -> int:
+    """Run the job that the command line describes; returns the exit code."""
+    try:
+        command_line.parse(argv, usage=__doc__)
+        config.validate(_CONFIG.value)
+        _set_up(_CONFIG.value)
+        _join_processes()
+        results = job.run(_CONFIG.value, _WORKDIR.value)
+    except (BadInput, NumericFailure) as error:
+        print(f"dgkd_jax: {error}", file=sys.stderr)
+        return error.exit_code
+    if jax.process_index() == 0:
+        print(f"\n{job.table(results)}\nEverything is in {', '.join(result['workdir'] for result in results)}")
+    return 0
+
+
+def _set_up(settings) -> None:
+    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
+        os.environ.setdefault(name, value)  # TensorFlow only reads data here; its notes on CPUs are noise
+    logging.getLogger().setLevel(logging.WARNING)
+    if settings.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if settings.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
+    if "float64" in (settings.student.dtype, settings.teacher.dtype):
+        jax.config.update("jax_enable_x64", True)
+
+
+def _join_processes() -> None:
+    try:
+        jax.distributed.initialize()  # finds the other processes on TPU pods, GKE, SLURM and Open MPI
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise  # a cluster that is misconfigured, not a bare machine
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

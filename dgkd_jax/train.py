@@ -1,0 +1,280 @@
+"""The training loop: one network on one data set, with or without a teacher, from wherever it was left."""
+
+import collections
+import functools
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dgkd_jax import checkpoint, metrics, models, sharding, state, steps, writer
+from dgkd_jax import config as config_rules
+from dgkd_jax.data import Source
+from dgkd_jax.errors import BadInput, NumericFailure
+from dgkd_jax.evaluate import Evaluator
+from dgkd_jax.progress import Progress
+
+# Batches on their way to the device while one is computed.
+_AHEAD = 2
+
+
+class Teacher(NamedTuple):
+    """A frozen network: `apply`, its variables on the mesh, and their fingerprint."""
+
+    apply: steps.Apply
+    variables: Any
+    fingerprint: str
+
+
+class History(NamedTuple):
+    """How a run went so far, kept in each checkpoint. Accuracies in [0, 1], NaN before the first."""
+
+    last_accuracy: float = math.nan
+    best_accuracy: float = math.nan
+    best_step: int = 0
+    seconds: float = 0.0
+
+    def after(self, *, step: int, accuracy: float) -> "History":
+        better = not accuracy <= self.best_accuracy
+        return self._replace(
+            last_accuracy=accuracy,
+            best_accuracy=accuracy if better else self.best_accuracy,
+            best_step=step if better else self.best_step,
+        )
+
+
+class Trained(NamedTuple):
+    """A network after its training: what is evaluated (the average, where there is one) and how it got there."""
+
+    variables: Any
+    history: History
+    parameters: int
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """A `dtype` key of the configuration; `auto` is bfloat16 where the hardware computes in it, else float32."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def fit(
+    config: ConfigDict, *, workdir: epath.Path, source: Source, mesh: Mesh, teacher: Teacher | None = None
+) -> Trained:
+    """Train `config.student` by `config.method` and leave checkpoints, config and metrics in `workdir`.
+
+    Continues from the newest checkpoint there; the result is the same as that of an uninterrupted run, bit for bit on
+    one device. A finished run is read and returned.
+
+    Args:
+        config: validated.
+        workdir: created if missing.
+        source: the data set.
+        mesh: all devices.
+        teacher: None for method `ce` only.
+
+    Raises:
+        BadInput: `workdir` belongs to a run with another configuration or teacher; the batch does not fit the devices.
+        NumericFailure: the loss is no longer finite.
+    """
+    _check_batch(config, mesh)
+    steps_per_epoch = source.steps_per_epoch(config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    evaluate_every = max(round(config.eval_every * steps_per_epoch), 1)
+    objective = steps.objective_of(config)
+
+    model = models.create(
+        config.student.model,
+        num_classes=source.num_classes,
+        dtype=compute_dtype(config.student.dtype),
+        batch_norm_groups=config.batch_norm_groups,
+    )
+    learning_rate = state.learning_rate_schedule(
+        config.schedule,
+        peak=config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    optimizer = state.make_optimizer(config.optimizer, learning_rate)
+    initial = state.create(
+        models.initialise(model, source.image_shape, config.seed),
+        optimizer,
+        ema=config.optimizer.ema_decay > 0,
+        metric_names=steps.metric_names(objective),
+    )
+    current = sharding.place(initial, mesh)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
+
+    train_step = jax.jit(
+        functools.partial(
+            steps.train_step,
+            student=model.apply,
+            teacher=teacher and teacher.apply,
+            optimizer=optimizer,
+            objective=objective,
+            ramp=state.distillation_ramp(
+                warmup_epochs=config.dkd.warmup_epochs,
+                form=config.dkd.warmup_form,
+                steps_per_epoch=steps_per_epoch,
+            ),
+            epsilon=state.epsilon_schedule(
+                start=config.dgkd.epsilon,
+                end=config.dgkd.epsilon_end,
+                name=config.dgkd.epsilon_schedule,
+                total_steps=total_steps,
+            ),
+            mean=source.mean,
+            std=source.std,
+            ema_decay=config.optimizer.ema_decay,
+        ),
+        donate_argnums=0,
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, current),
+    )
+    evaluator = Evaluator(model.apply, mesh=mesh, mean=source.mean, std=source.std)
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    _claim(workdir, config)
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
+        history = History()
+        restored = checkpoints.restore(current)
+        if restored is not None:
+            current, record = restored
+            _check_teacher(record["teacher"], teacher, workdir)
+            history = History(**record["history"])
+        start = int(current.step)
+        if start == total_steps:
+            return Trained(current.evaluated, history, parameters)
+
+        batches = source.train_batches(
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        began, seconds_before = time.monotonic(), history.seconds
+        title = f"{config.student.model} by {config.method}"
+        with (
+            writer.MetricWriter(workdir, step=start) as out,
+            Progress(
+                title,
+                start=start,
+                total=total_steps,
+                steps_per_epoch=steps_per_epoch,
+                batch_size=config.batch_size,
+            ) as progress,
+        ):
+            loss = "loss not fetched yet"
+            logged_step, logged_time = start, began
+            steps_left = range(start + 1, total_steps + 1)
+            for step, batch in zip(steps_left, _on_device(batches, mesh, limit=len(steps_left)), strict=True):
+                current = train_step(current, teacher and teacher.variables, batch)
+                progress.advance()
+                last = step == total_steps
+
+                if step % config.log_every == 0 or last:
+                    values = metrics.compute(current.totals)
+                    _check_finite(values, step)
+                    now = time.monotonic()
+                    values["learning_rate"] = float(learning_rate(step - 1))
+                    values["images_per_second"] = (step - logged_step) * config.batch_size / (now - logged_time)
+                    out.write(step, "train", values)
+                    loss = f"loss {values['loss']:.4f}"
+                    progress.metrics(step, loss)
+                    current = current.replace(totals=metrics.zeros_like(current.totals))
+                    logged_step, logged_time = step, now
+
+                accuracy = None
+                if step % evaluate_every == 0 or last:
+                    evaluation = evaluator(
+                        current.evaluated, _eval_batches(config, source, mesh), num_examples=source.num_eval
+                    )
+                    accuracy = evaluation["accuracy"]
+                    history = history.after(step=step, accuracy=accuracy)
+                    out.write(step, "eval", evaluation)
+                    progress.line(step, f"{loss}, {source.eval_split} accuracy {100 * accuracy:.2f} %")
+
+                if accuracy is not None or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                    if step != logged_step:
+                        _check_finite(metrics.compute(current.totals), step)  # never save what is broken
+                    history = history._replace(seconds=seconds_before + time.monotonic() - began)
+                    record = {"teacher": teacher and teacher.fingerprint, "history": history._asdict()}
+                    checkpoints.save(current, record=record, accuracy=accuracy)
+    return Trained(current.evaluated, history, parameters)
+
+
+def evaluate(
+    config: ConfigDict, model_apply: steps.Apply, variables: Any, *, source: Source, mesh: Mesh
+) -> dict[str, float]:
+    """`accuracy` and `ce` of any network on the evaluation split of `source`."""
+    evaluator = Evaluator(model_apply, mesh=mesh, mean=source.mean, std=source.std)
+    return evaluator(variables, _eval_batches(config, source, mesh), num_examples=source.num_eval)
+
+
+def _eval_batches(config: ConfigDict, source: Source, mesh: Mesh) -> Iterator[dict[str, np.ndarray]]:
+    return source.eval_batches(
+        batch_size=_round_up(config.eval_batch_size, mesh.size),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _on_device(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, limit: int) -> Iterator[dict[str, jax.Array]]:
+    """The first `limit` batches as global arrays, the next ones already on their way."""
+    queue: collections.deque[dict[str, jax.Array]] = collections.deque()
+    for batch in itertools.islice(batches, limit):
+        queue.append(sharding.to_global(batch, mesh))
+        if len(queue) > _AHEAD:
+            yield queue.popleft()
+    yield from queue
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    if config.batch_size % mesh.size:
+        raise BadInput(
+            f"config.batch_size={config.batch_size} must be a multiple of the number of devices, {mesh.size}: "
+            f"try --config.batch_size={_round_up(config.batch_size, mesh.size)}"
+        )
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple
+
+
+def _claim(workdir: epath.Path, config: ConfigDict) -> None:
+    """Write the resolved configuration, or refuse a folder that was claimed by another."""
+    path = workdir / "config.json"
+    if path.exists():
+        recorded = ConfigDict(json.loads(path.read_text()))
+        config_rules.check_same_run(config_rules.identity(recorded), config, workdir=workdir)
+    if jax.process_index() == 0:
+        path.write_text(config.to_json(indent=2) + "\n")
+
+
+def _check_teacher(recorded: str | None, teacher: Teacher | None, workdir: epath.Path) -> None:
+    current = teacher and teacher.fingerprint
+    if recorded != current:
+        raise BadInput(
+            f"{workdir} was trained with another teacher (weights {recorded}, now {current}). "
+            "Give another --workdir, or remove this one."
+        )
+
+
+def _check_finite(values: dict[str, float], step: int) -> None:
+    if not math.isfinite(values["loss"]):
+        parts = [name for name in ("ce", "kd", "tckd", "nckd", "logit_mse", "coupling") if name in values]
+        bad = [name for name in parts if not math.isfinite(values[name])]
+        raise NumericFailure(
+            f"the loss is not finite at or shortly before step {step} "
+            f"(not finite: {', '.join(bad) or 'only their sum'}). "
+            "Try a lower optimizer.learning_rate, optimizer.clip_norm=5, or a smaller dgkd.epsilon."
+        )

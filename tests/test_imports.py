@@ -1,0 +1,93 @@
+"""Imports point one way, and the core needs neither TensorFlow nor torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dgkd_jax"
+
+# Room -> the rooms of ours that it may import. A room that is not here fails the test: say where it belongs.
+ALLOWED = {
+    "__init__": set(),
+    "errors": set(),
+    "losses": set(),
+    "metrics": set(),
+    "models": set(),
+    "sharding": set(),
+    "progress": set(),
+    "writer": set(),
+    "data": {"errors", "sharding"},
+    "torch_port": {"errors", "models"},
+    "state": {"metrics"},
+    "steps": {"losses", "metrics", "state"},
+    "checkpoint": {"errors", "state"},
+    "evaluate": {"metrics", "sharding", "steps"},
+    "config": {"data", "errors", "losses", "models", "steps"},
+    "command_line": {"config", "errors"},
+    "train": {
+        "checkpoint", "config", "data", "errors", "evaluate", "metrics", "models", "progress", "sharding", "state",
+        "steps", "writer",
+    },
+    "job": {
+        "checkpoint", "config", "data", "errors", "models", "progress", "sharding", "steps", "torch_port", "train",
+    },
+    "main": {"command_line", "config", "errors", "job"},
+}  # fmt: skip
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of everything imported anywhere in a file, `from a import b` as a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written absolutely"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    room = room_of(path)
+    ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("dgkd_jax.")} - {room}
+    assert ours <= ALLOWED[room], f"{room} must not import {ours - ALLOWED[room]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_linen_is_imported_only_by_the_models(path):
+    if room_of(path) != "models":
+        assert not any(name.startswith("flax.linen") for name in imports_of(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_tensorflow_is_imported_only_by_data_and_the_metric_writer(path):
+    heavy = {name.split(".")[0] for name in imports_of(path)} & {"tensorflow", "tensorflow_datasets", "clu"}
+    if room_of(path) not in ("data", "writer"):
+        assert not heavy
+
+
+def test_the_core_imports_without_tensorflow_and_torch():
+    """In a fresh interpreter in which importing them is an error."""
+    program = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "torch", "torchvision", "timm", "clu"):
+    sys.modules[name] = None
+from dgkd_jax import losses, models, steps, metrics, state, sharding, evaluate, checkpoint, torch_port, config
+import dgkd_jax.data
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

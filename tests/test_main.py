@@ -1,0 +1,225 @@
+"""The command as a user gives it: mistakes in one line, and everything that a run leaves."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from absl import flags
+
+from dgkd_jax import main as main_module
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Nothing is found or left in the repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main_module, "_join_processes", lambda: None)  # JAX is in use already in the tests' process
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+
+
+def run(*arguments: str) -> int:
+    """As a new process: ml_collections reads overrides from sys.argv and makes a flag of each, for good."""
+    flags.FLAGS.unparse_flags()
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    with mock.patch.object(sys, "argv", ["main", *arguments]):
+        return main_module.main(sys.argv)
+
+
+TINY = (
+    "--config.data.mock=true",
+    "--config.data.image_size=32",
+    "--config.data.mock_train_examples=16",
+    "--config.data.mock_eval_examples=9",
+    "--config.batch_size=8",
+    "--config.eval_batch_size=8",
+    "--config.epochs=1",
+    "--config.compilation_cache=",
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no --config=FILE given; try: python -m dgkd_jax.main --config=configs/mnist5k.py"),
+        (
+            ["--config=configs/mnist5.py"],
+            "--config=configs/mnist5.py: no such file; did you mean 'configs/mnist5k.py'?",
+        ),
+        (
+            ["--config=configs/mnist5k.py", "--config.dkd.alhpa=2"],
+            "config.dkd.alhpa: no such key; did you mean 'dkd.alpha'?",
+        ),
+        (["--config=configs/mnist5k.py", "--config.metod=kd"], "config.metod: no such key; did you mean 'method'?"),
+        (
+            ["--config=configs/mnist5k.py", "--wrokdir=x"],
+            "Unknown command line flag 'wrokdir'. Did you mean: workdir ?",
+        ),
+        (
+            ["--config=configs/mnist5k.py", "--config.epochs=many"],
+            "config.epochs=many is not allowed: a number in [1, inf)",
+        ),
+        (
+            ["--config=configs/mnist5k.py", "--config.data.mock=perhaps"],
+            "config.data.mock=perhaps is not allowed: True or False",
+        ),
+        (
+            ["--config=configs/mnist5k.py", "--config.method=dkg"],
+            "config.method='dkg' is not allowed: one of 'ce', 'kd', 'dkd', 'dgkd', .*; did you mean 'dkd'?",
+        ),
+        (
+            ["--config=configs/mnist5k.py", "--config.data.name=minst5k"],
+            "config.data.name='minst5k' is not allowed: .* did you mean 'mnist5k'?",
+        ),
+        (
+            ["--config=configs/mnist5k.py", "epochs=3"],
+            "unexpected argument 'epochs=3'; overrides are written --config.KEY=",
+        ),
+        (["--config=configs/cifar100.py:resnet56,resnet21"], "no such pair; did you mean resnet56,resnet20"),
+        (
+            ["--config=configs/mnist5k.py", "--config.mesh.fsdp=3"],
+            "config.mesh.fsdp=3 must divide the number of devices, 8",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert re.search(re.escape(message).replace(r"\.\*", ".*"), captured.err), captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_a_configuration_that_is_broken_is_named_with_its_line(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from configs import default\n\ndef get_config():\n    return defualt.get_config()\n"
+    )
+    assert run("--config=mine.py") == 2
+    error = capsys.readouterr().err
+    assert re.search(r"mine\.py, line 4: NameError: name 'defualt' is not defined", error)
+    assert "Traceback" not in error
+
+
+def test_help_lists_the_configurations_and_every_key(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "configs/mnist5k.py" in shown
+    assert "--config.dgkd.epsilon: a number" in shown
+
+
+def test_without_imagenet_and_weights_one_message_says_what_to_do(tmp_path):
+    """As a user starts it: a process of its own, exit code 2, no traceback, nothing left behind."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dgkd_jax.main", "--config=configs/imagenet_r50_r18.py"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("dgkd_jax: ")
+    for part in (
+        "imagenet2012",
+        str(tmp_path / "data"),
+        "ILSVRC2012_img_train.tar",
+        "python -m dgkd_jax.data.prepare imagenet2012",
+        str(tmp_path / "weights" / "resnet50-0676ba61.pth"),
+        "curl -fLo",
+    ):
+        assert part in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs"]
+
+
+def test_the_cards_command_runs_on_generated_images(tmp_path, capsys):
+    assert run("--config=configs/imagenet_r50_r18.py", "--config.data.readers=1", *TINY) == 0
+    captured = capsys.readouterr()
+    assert "the teacher has random weights" in captured.err
+    assert "mock data: the accuracies mean nothing" in captured.out
+    workdir = tmp_path / "runs" / "imagenet-resnet50-resnet18-mock" / "dgkd-seed0"
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["mock"] is True
+    assert (result["teacher"]["model"], result["student"]["model"]) == ("resnet50", "resnet18")
+    # torchvision's documented parameter counts
+    assert (result["teacher"]["parameters"], result["student"]["parameters"]) == (25_557_032, 11_689_512)
+    assert result["evaluation"] | {"note": ""} == {"split": "validation", "examples": 9, "note": ""}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The demo's set, built once for this file."""
+    return tmp_path_factory.mktemp("digits")
+
+
+SHORT = (
+    "--config=configs/mnist5k.py",
+    "--config.epochs=1",
+    "--config.teacher.epochs=1",
+    "--config.dkd.warmup_epochs=0",
+    "--config.compilation_cache=",
+)
+
+
+def test_the_demo_leaves_everything_and_reuses_the_teacher(tmp_path, digits, capsys):
+    arguments = (*SHORT, f"--config.data.dir={digits}")
+    assert run(*arguments) == 0
+    capsys.readouterr()
+    teacher, workdir = (tmp_path / "runs" / "mnist5k" / name for name in ("teacher", "dgkd-seed0"))
+    for folder in (teacher, workdir):
+        assert (folder / "checkpoints").is_dir()
+        assert (folder / "metrics.jsonl").is_file()
+        assert (folder / "config.json").is_file()
+        assert list(folder.glob("events.out.tfevents.*"))
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["evaluation"]["examples"] == 1000
+    assert 0.1 < result["student"]["last_accuracy"] <= result["student"]["best_accuracy"] <= 1
+    assert result["teacher"]["last_accuracy"] > 0.5
+    # The split serves to choose the best epoch, so no accuracy may be called a test accuracy.
+    assert not [key for part in ("teacher", "student") for key in result[part] if "test" in key]
+
+    before = {path: path.stat().st_mtime_ns for path in (teacher / "checkpoints").rglob("*")}
+    assert run(*arguments, "--config.method=all") == 0
+    assert {path: path.stat().st_mtime_ns for path in (teacher / "checkpoints").rglob("*")} == before
+    table = capsys.readouterr().out
+    first_words = [line.split()[0] for line in table.splitlines() if line.split()]
+    assert [w for w in first_words if w in ("teacher", "ce", "kd", "dkd", "dgkd", "logit_mse")] == [
+        "teacher",
+        "ce",
+        "kd",
+        "dkd",
+        "dgkd",
+        "logit_mse",
+    ]
+    assert f"{100 * result['student']['last_accuracy']:.2f} %" in table
+
+
+def test_a_teacher_trained_otherwise_is_refused(tmp_path, digits, capsys):
+    arguments = (*SHORT, f"--config.data.dir={digits}", "--config.method=kd")
+    assert run(*arguments) == 0
+    capsys.readouterr()
+    assert run(*arguments, "--config.teacher.seed=1") == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        r"teacher holds a run with another configuration .seed=0 there, 1 here.*--config.teacher.workdir", error
+    )
+
+
+def test_workdir_is_where_everything_goes(tmp_path, digits):
+    assert run(*SHORT, f"--config.data.dir={digits}", "--config.method=ce", f"--workdir={tmp_path / 'here'}") == 0
+    result = json.loads((tmp_path / "here" / "result.json").read_text())
+    assert result["teacher"] is None
+    assert result["workdir"] == str(tmp_path / "here")
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,220 @@
+"""The loop: where a run is interrupted does not show in what it leaves."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import mnist5k
+from dgkd_jax import checkpoint, models, sharding, steps, train
+from dgkd_jax import config as rules
+from dgkd_jax import data as data_lib
+from dgkd_jax.errors import BadInput, NumericFailure
+
+EPOCH = 4  # steps
+
+
+def tiny(**changes):
+    """Two epochs of four steps on generated images."""
+    config = mnist5k.get_config()
+    config.update_from_flattened_dict(
+        {
+            "method": "ce",
+            "student.model": "small_cnn_w8",
+            "teacher.model": "small_cnn_w8",
+            "data.mock": True,
+            "data.image_size": 16,
+            "data.mock_train_examples": 64,
+            "data.mock_eval_examples": 21,
+            "batch_size": 16,
+            "eval_batch_size": 7,
+            "epochs": 2,
+            "log_every": 3,
+        }
+        | changes
+    )
+    rules.validate(config)
+    return config
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Stopping:
+    """A source whose batches end with an exception after `steps` of them, as if the process had died there."""
+
+    def __init__(self, source, steps):
+        self._source, self._steps = source, steps
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def train_batches(self, **arguments):
+        for index, batch in enumerate(self._source.train_batches(**arguments)):
+            if index == self._steps:
+                raise Interrupted
+            yield batch
+
+
+def a_teacher(config, source, mesh) -> train.Teacher:
+    model = models.create("small_cnn_w8", num_classes=source.num_classes)
+    variables = sharding.place(models.initialise(model, source.image_shape, 7), mesh)
+    return train.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
+
+
+def fit(config, workdir, *, stop_after=None, teacher=None, mesh=None):
+    source = data_lib.open_source(config.data)
+    mesh = mesh or sharding.make_mesh()
+    if config.method != "ce" and teacher is None:
+        teacher = a_teacher(config, source, mesh)
+    if stop_after is not None:
+        source = Stopping(source, stop_after)
+    return train.fit(config, workdir=workdir, source=source, mesh=mesh, teacher=teacher)
+
+
+def lines(workdir):
+    """metrics.jsonl without the rates, which are measured."""
+    parsed = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in parsed]
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, one_device):
+    """Of DGKD with everything that carries state: momentum, BatchNorm, an average, a warm-up and a moving ε."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    trained = fit(carrying_state(), workdir, mesh=one_device)
+    return trained, workdir
+
+
+def carrying_state():
+    return tiny(
+        **{
+            "method": "dgkd",
+            "optimizer.ema_decay": 0.9,
+            "dgkd.epsilon_schedule": "linear",
+            "checkpoint_every": 1,
+            "keep_checkpoints": 3,
+        }
+    )
+
+
+# Batches run two ahead of the steps, so ending the batches after k interrupts about two steps earlier.
+@pytest.mark.parametrize("stop_after", [4, 5, 7])
+def test_an_interrupted_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, uninterrupted, one_device, stop_after):
+    expected, folder = uninterrupted
+    with pytest.raises(Interrupted):
+        fit(carrying_state(), tmp_path, stop_after=stop_after, mesh=one_device)
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert 0 < max(saved) < 2 * EPOCH
+    found = fit(carrying_state(), tmp_path, mesh=one_device)
+    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert lines(tmp_path) == lines(folder)
+    assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
+
+
+def test_a_finished_run_is_read_not_repeated(uninterrupted, one_device):
+    expected, workdir = uninterrupted
+    again = fit(carrying_state(), workdir, stop_after=0, mesh=one_device)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, expected.variables)
+    assert again.history == expected.history
+
+
+def test_metrics_are_logged_every_log_every_steps_and_at_the_end(uninterrupted):
+    _, workdir = uninterrupted
+    found = lines(workdir)
+    assert [line["step"] for line in found if line["kind"] == "train"] == [3, 6, 8]
+    assert [line["step"] for line in found if line["kind"] == "eval"] == [4, 8]
+    objective = steps.objective_of(carrying_state())
+    assert set(steps.metric_names(objective)) <= set(found[0])
+    assert all(np.isfinite(value) for value in found[0].values() if not isinstance(value, str))
+
+
+def test_metrics_leave_the_device_only_when_they_are_logged(tmp_path, monkeypatch):
+    fetched = []
+    compute = train.metrics.compute
+    monkeypatch.setattr(train.metrics, "compute", lambda totals: fetched.append(1) or compute(totals))
+    fit(tiny(log_every=4, eval_every=2.0), tmp_path)
+    # Steps 4 and 8, and the one evaluation, which goes through the same function.
+    assert len(fetched) == 3
+
+
+def test_one_trace_per_run(tmp_path, monkeypatch):
+    traces = []
+    step = steps.train_step
+
+    def counted(*arguments, **keywords):
+        traces.append(1)
+        return step(*arguments, **keywords)
+
+    monkeypatch.setattr(steps, "train_step", counted)
+    fit(tiny(), tmp_path)
+    assert len(traces) == 1
+
+
+def test_training_on_eight_devices_follows_one_device(tmp_path, one_device):
+    config = tiny(method="dgkd")
+    one = fit(config, tmp_path / "one", mesh=one_device)
+    eight = fit(config, tmp_path / "eight")
+    for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(eight.variables), strict=True):
+        # float32 sums in another order, amplified over eight steps at rate 0.1
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+    assert one.history.last_accuracy == eight.history.last_accuracy
+
+
+def test_training_learns(tmp_path):
+    """Generated classes differ, so a few steps beat chance by far."""
+    trained = fit(tiny(epochs=10), tmp_path)
+    assert trained.history.best_accuracy > 0.5
+
+
+def test_another_configuration_or_teacher_in_the_folder_is_refused(tmp_path):
+    config = tiny(method="kd", epochs=1)
+    source, mesh = data_lib.open_source(config.data), sharding.make_mesh()
+    fit(config, tmp_path)
+    with pytest.raises(BadInput, match="holds a run with another configuration .kd.temperature=4.0 there, 2.0 here"):
+        fit(tiny(**{"method": "kd", "epochs": 1, "kd.temperature": 2.0}), tmp_path)
+    teacher = a_teacher(config, source, mesh)._replace(fingerprint="00000000")
+    with pytest.raises(BadInput, match="was trained with another teacher"):
+        fit(config, tmp_path, teacher=teacher)
+
+
+def test_a_batch_that_does_not_fit_the_devices_is_refused_with_one_that_does(tmp_path):
+    with pytest.raises(BadInput, match=r"config.batch_size=12 must be a multiple .* 8: try --config.batch_size=16"):
+        fit(tiny(batch_size=12), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
+    with pytest.raises(NumericFailure, match=r"not finite at or shortly before step \d+ .not finite: ce"):
+        fit(tiny(**{"optimizer.learning_rate": 1e30, "epochs": 4}), tmp_path)
+    saved = [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert saved == []
+
+
+def test_statistics_within_groups_differ_from_those_of_the_whole_batch(tmp_path):
+    whole = fit(tiny(epochs=1), tmp_path / "whole")
+    groups = fit(tiny(epochs=1, batch_norm_groups=4), tmp_path / "groups")
+    assert not np.allclose(whole.variables["batch_stats"]["bn1"]["var"], groups.variables["batch_stats"]["bn1"]["var"])
+
+
+def test_resolved_configuration_is_left_as_json(uninterrupted):
+    _, workdir = uninterrupted
+    written = json.loads((workdir / "config.json").read_text())
+    assert written["optimizer"]["ema_decay"] == 0.9
+    assert set(written) == set(mnist5k.get_config().to_dict())
+    assert list(workdir.glob("events.out.tfevents.*"))
+
+
+def test_history_keeps_the_first_of_the_best():
+    history = train.History()
+    for step, accuracy in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
+        history = history.after(step=step, accuracy=accuracy)
+    assert history[:3] == (0.6, 0.7, 2)
