@@ -29,5 +29,6 @@ def get_config():
 
     config.dkd.beta = 2.0
     config.dkd.warmup_epochs = 1.0
+    config.eval_every = 2.0
     config.log_every = 100
     return config

@@ -18,9 +18,9 @@ def get_config():
     config.teacher.learning_rate = 0.1
 
     config.data.name = "mnist5k"
-    config.data.augment = "none"
+    config.data.augment = "pad_crop"
 
-    config.epochs = 30
+    config.epochs = 40
     config.batch_size = 128
     config.eval_batch_size = 200
     config.optimizer.learning_rate = 0.1
@@ -29,5 +29,6 @@ def get_config():
 
     config.dkd.beta = 2.0
     config.dkd.warmup_epochs = 2.0
+    config.eval_every = 5.0
     config.log_every = 31
     return config

@@ -26,6 +26,7 @@ class Progress:
         self._active = jax.process_index() == 0
         self._live = self._active and sys.stderr.isatty()
         self._last_step, self._last_time = start, time.monotonic()
+        self._compiling = True
         self._bar = tqdm(
             desc=title,
             initial=start,
@@ -45,6 +46,9 @@ class Progress:
 
     def advance(self) -> None:
         """One more step was dispatched."""
+        if self._compiling:  # the first call returns when the step is compiled: that time says nothing of the rate
+            self._compiling = False
+            self._last_step, self._last_time = self._last_step + 1, time.monotonic()
         self._bar.update()
 
     def metrics(self, step: int, text: str) -> None:
