@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -87,11 +87,40 @@ def fit(
         NumericFailure: the loss is no longer finite.
     """
     _check_batch(config, mesh)
+    program, current = _build(config, source, mesh, teacher)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _claim(workdir, config)
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
+        history = History()
+        restored = checkpoints.restore(current)
+        if restored is not None:
+            current, record = restored
+            _check_teacher(record["teacher"], teacher, workdir)
+            history = History(**record["history"])
+        if int(current.step) < program.total_steps:
+            current, history = _loop(
+                config, program, current, history, source=source, mesh=mesh, checkpoints=checkpoints, workdir=workdir
+            )
+    return Trained(current.evaluated, history, sum(leaf.size for leaf in jax.tree.leaves(current.params)))
+
+
+class _Program(NamedTuple):
+    """What a configuration becomes: compiled functions and lengths."""
+
+    train_step: Callable[[state.TrainState, dict[str, jax.Array]], state.TrainState]
+    evaluator: Evaluator
+    learning_rate: Callable[[int], jax.Array]
+    teacher_fingerprint: str | None
+    steps_per_epoch: int
+    total_steps: int
+
+
+def _build(
+    config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | None
+) -> tuple[_Program, state.TrainState]:
+    """The program of a run and its state at step 0, on the mesh."""
     steps_per_epoch = source.steps_per_epoch(config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    evaluate_every = max(round(config.eval_every * steps_per_epoch), 1)
-    objective = steps.objective_of(config)
-
     model = models.create(
         config.student.model,
         num_classes=source.num_classes,
@@ -105,6 +134,7 @@ def fit(
         total_steps=total_steps,
     )
     optimizer = state.make_optimizer(config.optimizer, learning_rate)
+    objective = steps.objective_of(config)
     initial = state.create(
         models.initialise(model, source.image_shape, config.seed),
         optimizer,
@@ -112,9 +142,7 @@ def fit(
         metric_names=steps.metric_names(objective),
     )
     current = sharding.place(initial, mesh)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
-
-    train_step = jax.jit(
+    compiled = jax.jit(
         functools.partial(
             steps.train_step,
             student=model.apply,
@@ -139,77 +167,84 @@ def fit(
         donate_argnums=0,
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, current),
     )
-    evaluator = Evaluator(model.apply, mesh=mesh, mean=source.mean, std=source.std)
+    program = _Program(
+        train_step=lambda current, batch: compiled(current, teacher and teacher.variables, batch),
+        evaluator=Evaluator(model.apply, mesh=mesh, mean=source.mean, std=source.std),
+        learning_rate=learning_rate,
+        teacher_fingerprint=teacher and teacher.fingerprint,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    return program, current
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    _claim(workdir, config)
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
-        history = History()
-        restored = checkpoints.restore(current)
-        if restored is not None:
-            current, record = restored
-            _check_teacher(record["teacher"], teacher, workdir)
-            history = History(**record["history"])
-        start = int(current.step)
-        if start == total_steps:
-            return Trained(current.evaluated, history, parameters)
 
-        batches = source.train_batches(
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+def _loop(
+    config: ConfigDict,
+    program: _Program,
+    current: state.TrainState,
+    history: History,
+    *,
+    source: Source,
+    mesh: Mesh,
+    checkpoints: checkpoint.Checkpoints,
+    workdir: epath.Path,
+) -> tuple[state.TrainState, History]:
+    """Every step that is left: train, then log, evaluate and save where that is due, in this order."""
+    start, total = int(current.step), program.total_steps
+    evaluate_every = max(round(config.eval_every * program.steps_per_epoch), 1)
+    batches = source.train_batches(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    progress_line = Progress(
+        f"{config.student.model} by {config.method}",
+        start=start,
+        total=total,
+        steps_per_epoch=program.steps_per_epoch,
+        batch_size=config.batch_size,
+    )
+    with writer.MetricWriter(workdir, step=start) as out, progress_line as progress:
+        loss = "loss not fetched yet"
         began, seconds_before = time.monotonic(), history.seconds
-        title = f"{config.student.model} by {config.method}"
-        with (
-            writer.MetricWriter(workdir, step=start) as out,
-            Progress(
-                title,
-                start=start,
-                total=total_steps,
-                steps_per_epoch=steps_per_epoch,
-                batch_size=config.batch_size,
-            ) as progress,
-        ):
-            loss = "loss not fetched yet"
-            logged_step, logged_time = start, began
-            steps_left = range(start + 1, total_steps + 1)
-            for step, batch in zip(steps_left, _on_device(batches, mesh, limit=len(steps_left)), strict=True):
-                current = train_step(current, teacher and teacher.variables, batch)
-                progress.advance()
-                last = step == total_steps
+        logged_step, logged_time = start, began
+        ahead = _on_device(batches, mesh, limit=total - start)
+        for step, batch in zip(range(start + 1, total + 1), ahead, strict=True):
+            current = program.train_step(current, batch)
+            progress.advance()
+            last = step == total
 
-                if step % config.log_every == 0 or last:
-                    values = metrics.compute(current.totals)
-                    _check_finite(values, step)
-                    now = time.monotonic()
-                    values["learning_rate"] = float(learning_rate(step - 1))
-                    values["images_per_second"] = (step - logged_step) * config.batch_size / (now - logged_time)
-                    out.write(step, "train", values)
-                    loss = f"loss {values['loss']:.4f}"
-                    progress.metrics(step, loss)
-                    current = current.replace(totals=metrics.zeros_like(current.totals))
-                    logged_step, logged_time = step, now
+            if step % config.log_every == 0 or last:
+                values = metrics.compute(current.totals)
+                _check_finite(values, step)
+                current = current.replace(totals=metrics.zeros_like(current.totals))
+                now = time.monotonic()
+                values["learning_rate"] = float(program.learning_rate(step - 1))
+                values["images_per_second"] = (step - logged_step) * config.batch_size / (now - logged_time)
+                logged_step, logged_time = step, now
+                out.write(step, "train", values)
+                loss = f"loss {values['loss']:.4f}"
+                progress.metrics(step, loss)
 
-                accuracy = None
-                if step % evaluate_every == 0 or last:
-                    evaluation = evaluator(
-                        current.evaluated, _eval_batches(config, source, mesh), num_examples=source.num_eval
-                    )
-                    accuracy = evaluation["accuracy"]
-                    history = history.after(step=step, accuracy=accuracy)
-                    out.write(step, "eval", evaluation)
-                    progress.line(step, f"{loss}, {source.eval_split} accuracy {100 * accuracy:.2f} %")
+            accuracy = None
+            if step % evaluate_every == 0 or last:
+                evaluation = program.evaluator(
+                    current.evaluated, _eval_batches(config, source, mesh), num_examples=source.num_eval
+                )
+                accuracy = evaluation["accuracy"]
+                history = history.after(step=step, accuracy=accuracy)
+                out.write(step, "eval", evaluation)
+                progress.line(step, f"{loss}, {source.eval_split} accuracy {100 * accuracy:.2f} %")
 
-                if accuracy is not None or (config.checkpoint_every and step % config.checkpoint_every == 0):
-                    if step != logged_step:
-                        _check_finite(metrics.compute(current.totals), step)  # never save what is broken
-                    history = history._replace(seconds=seconds_before + time.monotonic() - began)
-                    record = {"teacher": teacher and teacher.fingerprint, "history": history._asdict()}
-                    checkpoints.save(current, record=record, accuracy=accuracy)
-    return Trained(current.evaluated, history, parameters)
+            if accuracy is not None or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                if step != logged_step:
+                    _check_finite(metrics.compute(current.totals), step)  # never save what is broken
+                history = history._replace(seconds=seconds_before + time.monotonic() - began)
+                record = {"teacher": program.teacher_fingerprint, "history": history._asdict()}
+                checkpoints.save(current, record=record, accuracy=accuracy)
+    return current, history
 
 
 def evaluate(

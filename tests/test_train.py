@@ -31,6 +31,7 @@ def tiny(**changes):
             "eval_batch_size": 7,
             "epochs": 2,
             "log_every": 3,
+            "eval_every": 1.0,
         }
         | changes
     )
@@ -203,6 +204,14 @@ def test_statistics_within_groups_differ_from_those_of_the_whole_batch(tmp_path)
     whole = fit(tiny(epochs=1), tmp_path / "whole")
     groups = fit(tiny(epochs=1, batch_norm_groups=4), tmp_path / "groups")
     assert not np.allclose(whole.variables["batch_stats"]["bn1"]["var"], groups.variables["batch_stats"]["bn1"]["var"])
+
+
+def test_bfloat16_compute_leaves_the_parameters_in_float32(tmp_path):
+    half = fit(tiny(**{"student.dtype": "bfloat16", "epochs": 1}), tmp_path / "half")
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype(np.float32)}
+    full = fit(tiny(epochs=1), tmp_path / "full")
+    kernels = [trained.variables["params"]["conv1"]["kernel"] for trained in (half, full)]
+    assert 0 < np.abs(kernels[0] - kernels[1]).max() < 0.1  # the knob does something, and not much
 
 
 def test_resolved_configuration_is_left_as_json(uninterrupted):
