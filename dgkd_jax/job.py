@@ -90,9 +90,7 @@ def _missing_weights(teacher: ConfigDict) -> str | None:
 
 def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: Mesh) -> _Taught:
     """The teacher: from PyTorch weights where the configuration names some, else trained once and kept."""
-    model = models.create(
-        config.teacher.model, num_classes=source.num_classes, dtype=train.compute_dtype(config.teacher.dtype)
-    )
+    model = train.network(config.teacher.model, config.teacher.dtype, source=source)
     weights = config.teacher.weights
     if not weights:
         workdir = epath.Path(config.teacher.workdir) if config.teacher.workdir else root / "teacher"
@@ -105,7 +103,9 @@ def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: 
             print(f"mock run: {weights} is not there, the teacher has random weights", file=sys.stderr)
             host_variables, origin = models.initialise(model, source.image_shape, config.teacher.seed), "random"
         else:
-            host_variables = torch_port.from_torch(torch_port.load(weights), model, config.teacher.model)
+            host_variables = torch_port.from_torch(
+                torch_port.load(weights), model, config.teacher.model, image_shape=source.image_shape
+            )
             origin = weights
         variables = sharding.place(host_variables, mesh)
         accuracy = train.evaluate(config, model.apply, variables, source=source, mesh=mesh)["accuracy"]

@@ -8,12 +8,13 @@ A family is a table of substitutions that turn our path of a leaf into PyTorch's
 .pth file needs torch.
 """
 
+import functools
 import json
 import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from dgkd_jax import models
 from dgkd_jax.errors import BadInput
+from dgkd_jax.models import swin
 
 Substitutions = tuple[tuple[str, str], ...]
 
@@ -33,12 +35,110 @@ _EVERY_FAMILY: Substitutions = (
 )
 _RESNET: Substitutions = ((r"_(\d+)/", r"/\1/"),)  # layer1_0/ is layer1.0., downsample_0/ is downsample.0.
 _RESNET_MDISTILLER: Substitutions = (*_RESNET, ("downsample", "shortcut"), ("^fc/", "linear/"))
+_VGG: Substitutions = (*_RESNET, ("^fc/", "classifier/"))
+_WRN: Substitutions = ((r"^(block\d)_(\d+)/", r"\1/layer/\2/"), ("shortcut", "convShortcut"))
+_SHUFFLENET_V1_CIFAR: Substitutions = (*_RESNET, ("^fc/", "linear/"))
+_SHUFFLENET_V2_CIFAR: Substitutions = (
+    (r"^stem_(conv|bn)/", r"\g<1>1/"),
+    (r"^last_(conv|bn)/", r"\g<1>2/"),
+    (r"_0/right_(conv|bn)3/", r"_0/\g<1>5/"),  # a stage's first unit counts on from its left side
+    (r"_0/right_(conv|bn)2/", r"_0/\g<1>4/"),
+    (r"_0/right_(conv|bn)1/", r"_0/\g<1>3/"),
+    (r"/(left|right)_", "/"),
+    ("^stage2_", "layer1_"),
+    ("^stage3_", "layer2_"),
+    ("^stage4_", "layer3_"),
+    *_SHUFFLENET_V1_CIFAR,
+)
+_SHUFFLENET_V2: Substitutions = (
+    ("^stem_conv/", "conv1_0/"),
+    ("^stem_bn/", "conv1_1/"),
+    ("^last_conv/", "conv5_0/"),
+    ("^last_bn/", "conv5_1/"),
+    ("left_conv1/", "branch1_0/"),
+    ("left_bn1/", "branch1_1/"),
+    ("left_conv2/", "branch1_2/"),
+    ("left_bn2/", "branch1_3/"),
+    ("right_conv1/", "branch2_0/"),
+    ("right_bn1/", "branch2_1/"),
+    ("right_conv2/", "branch2_3/"),
+    ("right_bn2/", "branch2_4/"),
+    ("right_conv3/", "branch2_5/"),
+    ("right_bn3/", "branch2_6/"),
+    *_RESNET,
+)
+_MOBILENET_V2_MDISTILLER: Substitutions = (
+    ("^stem_conv/", "conv1/0/"),
+    ("^stem_bn/", "conv1/1/"),
+    ("^last_conv/", "conv2/0/"),
+    ("^last_bn/", "conv2/1/"),
+    (r"^stage(\d)_(\d)/", r"blocks/\1/\2/conv/"),
+    ("/expand/", "/0/"),
+    ("/expand_bn/", "/1/"),
+    ("/depthwise/", "/3/"),
+    ("/depthwise_bn/", "/4/"),
+    ("/project/", "/6/"),
+    ("/project_bn/", "/7/"),
+    ("^fc/", "classifier/0/"),
+)
+_MOBILENET_V2: Substitutions = (
+    ("^stem_conv/", "features/0/0/"),
+    ("^stem_bn/", "features/0/1/"),
+    ("^last_conv/", "features/18/0/"),
+    ("^last_bn/", "features/18/1/"),
+    ("^stage0_0/depthwise/", "stage0_0/0/0/"),  # the block without the expanding convolution
+    ("^stage0_0/depthwise_bn/", "stage0_0/0/1/"),
+    ("^stage0_0/project/", "stage0_0/1/"),
+    ("^stage0_0/project_bn/", "stage0_0/2/"),
+    ("/expand/", "/0/0/"),
+    ("/expand_bn/", "/0/1/"),
+    ("/depthwise/", "/1/0/"),
+    ("/depthwise_bn/", "/1/1/"),
+    ("/project/", "/2/"),
+    ("/project_bn/", "/3/"),
+    *(  # one number for all blocks; the seven stages have 1, 2, 3, 4, 3, 3 and 1 of them
+        (f"^stage{stage}_{index}/", f"features/{1 + before + index}/conv/")
+        for stage, (before, size) in enumerate(((0, 1), (1, 2), (3, 3), (6, 4), (10, 3), (13, 3), (16, 1)))
+        for index in range(size)
+    ),
+    ("^fc/", "classifier/1/"),
+)
+_EFFICIENTNET_LITE: Substitutions = (
+    *_RESNET,
+    (r"(^|/)(?=[a-z]\w*/)", r"\1_"),  # blocks/3/bn1/ is _blocks.3._bn1.
+)
+_VIT: Substitutions = (("^patch_embed_proj/", "patch_embed/proj/"), (r"^blocks_(\d+)/", r"blocks/\1/"))
+_NUMBERED: Substitutions = ((r"_(\d+)(?=[_/])", r"/\1"),)  # features_1_0/ is features.1.0.
+_CONVNEXT: Substitutions = (
+    ("/dwconv/", "/block/0/"),
+    ("/norm/", "/block/2/"),
+    ("/mlp/fc1/", "/block/3/"),
+    ("/mlp/fc2/", "/block/5/"),
+    *_NUMBERED,
+)
+_SWIN: Substitutions = (
+    ("/mlp/fc1/", "/mlp/0/"),
+    ("/mlp/fc2/", "/mlp/3/"),
+    (r"/relative_position_bias_table$", r"/attn\g<0>"),
+    *_NUMBERED,
+)
 
 # (regular expression that fits the model's whole name, substitutions after those of every family)
 _FAMILIES: tuple[tuple[str, Substitutions], ...] = (
     (r"resnet(18|34|50|101)_cifar", _RESNET_MDISTILLER),
     (r"resnet\d+(x4)?", _RESNET),
+    (r"vgg\d+(_bn)?", _VGG),
+    (r"wrn_\d+_\d+", _WRN),
+    (r"shufflenet_v1_cifar", _SHUFFLENET_V1_CIFAR),
+    (r"shufflenet_v2_cifar", _SHUFFLENET_V2_CIFAR),
+    (r"shufflenet_v2_x\d_\d", _SHUFFLENET_V2),
+    (r"mobilenet_v2", _MOBILENET_V2),
+    (r"mobilenet_v2_half_cifar", _MOBILENET_V2_MDISTILLER),
     (r"small_cnn_w\d+", ()),
+    (r"efficientnet_lite\d", _EFFICIENTNET_LITE),
+    (r"(vit|deit)_\w+", _VIT),
+    (r"convnext_\w+", _CONVNEXT),
+    (r"swin_\w+", _SWIN),
 )
 
 # A kernel's axes, by rank: convolution HWIO <-> OIHW, linear [in, out] <-> [out, in].
@@ -47,6 +147,8 @@ _OUR_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 _RUNNING_VAR = ".running_var"
 _COUNTER = ".num_batches_tracked"  # PyTorch's count of training steps; files from before 2018 lack it
+_BIAS_TABLE = ".relative_position_bias_table"
+_INDEX = ".relative_position_index"  # which row of that table belongs to which two tokens: the network's own
 _SHOWN = 4  # entries of each kind that an error lists
 _MARK = 1_000_003  # a number of classes that no layer has as its width, so it marks the head's shapes
 
@@ -86,7 +188,8 @@ def from_torch(
 
     Args:
         state_dict: entry name -> array in PyTorch's layout: convolutions [out, in, height, width], linear
-            layers [out, in]. `num_batches_tracked` may be there or not; it is not kept.
+            layers [out, in]. `num_batches_tracked` and `relative_position_index` may be there or not; they are not
+            kept.
         model: from `models.create(name, …)`.
         name: the model's name; it chooses the table.
         image_shape: (height, width, channels) of the images where they are not the family's usual ones.
@@ -96,15 +199,19 @@ def from_torch(
 
     Raises:
         BadInput: entries missing, surplus or of another shape (with the model that they would fit, if one
-            does), not floating-point, or not finite; or a name that no table covers.
+            does), not floating-point, or not finite; a `relative_position_index` that is not the network's; or a
+            name that no table covers.
     """
     leaves, structure = _leaves(models.shapes(model, image_shape or model.image_shape))
     expected = _torch_shapes(leaves, name)
-    given = _without_counters({entry: np.shape(array) for entry, array in state_dict.items()}, expected)
+    given = _without_buffers({entry: np.shape(array) for entry, array in state_dict.items()}, expected)
     if problems := _differences(given, expected):
         raise BadInput(f"these PyTorch entries are not those of {name}:\n{problems}\n{_what_fits(given)}")
     for entry in expected:
         _check_numbers(entry, state_dict[entry])
+    for entry, buffer in _buffers(expected).items():
+        if entry.endswith(_INDEX) and not np.array_equal(state_dict.get(entry, buffer), buffer):
+            raise BadInput(f"PyTorch entry {entry} is not that of {name}: its windows or their tokens lie otherwise")
     return structure.unflatten([_transposed(path, state_dict[_entry_name(path, name)], _OUR_AXES) for path in leaves])
 
 
@@ -124,7 +231,8 @@ def to_torch(
         image_shape: (height, width, channels) of the images where they are not the family's usual ones.
 
     Returns:
-        Entry name -> numpy array in PyTorch's layout and the leaf's dtype; `num_batches_tracked` is int64 0.
+        Entry name -> numpy array in PyTorch's layout and the leaf's dtype; and PyTorch's int64 buffers:
+        `num_batches_tracked`, which is 0, and `relative_position_index`.
 
     Raises:
         BadInput: leaves missing, surplus or of another shape, or a name that no table covers.
@@ -135,11 +243,8 @@ def to_torch(
         raise BadInput(f"these variables are not those of {name}:\n{problems}")
     state_dict = {}
     for path, leaf in leaves.items():
-        entry = _entry_name(path, name)
-        state_dict[entry] = _transposed(path, np.asarray(leaf), _TORCH_AXES)
-        if entry.endswith(_RUNNING_VAR):
-            state_dict[entry.removesuffix(_RUNNING_VAR) + _COUNTER] = np.zeros((), np.int64)
-    return state_dict
+        state_dict[_entry_name(path, name)] = _transposed(path, np.asarray(leaf), _TORCH_AXES)
+    return state_dict | _buffers(state_dict)
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
@@ -203,10 +308,21 @@ def _transposed(path: str, array: np.ndarray, kernel_axes: Mapping[int, tuple[in
     return np.asarray(array.transpose(_axes(path, array.ndim, kernel_axes)), order="C")
 
 
-def _without_counters(entries: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
-    # Only the counter of a BatchNorm that the model has may go; any other is a surplus entry like the rest.
-    counters = {e.removesuffix(_RUNNING_VAR) + _COUNTER for e in expected if e.endswith(_RUNNING_VAR)}
-    return {entry: value for entry, value in entries.items() if entry not in counters}
+def _buffers(entries: Iterable[str]) -> dict[str, np.ndarray]:
+    """What PyTorch's `state_dict` holds beside these entries, of which each stands for a leaf of ours."""
+    buffers = {}
+    for entry in entries:
+        if entry.endswith(_RUNNING_VAR):
+            buffers[entry.removesuffix(_RUNNING_VAR) + _COUNTER] = np.zeros((), np.int64)
+        elif entry.endswith(_BIAS_TABLE):
+            buffers[entry.removesuffix(_BIAS_TABLE) + _INDEX] = swin.relative_position_index()
+    return buffers
+
+
+def _without_buffers(entries: Mapping[str, Any], expected: Iterable[str]) -> dict[str, Any]:
+    # Only a buffer that the model has may go; any other is a surplus entry like the rest.
+    buffers = _buffers(expected)
+    return {entry: value for entry, value in entries.items() if entry not in buffers}
 
 
 def _differences(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> str:
@@ -230,16 +346,22 @@ def _what_fits(given: Mapping[str, tuple]) -> str:
     """Which of our models the entries would fit, whatever their number of classes."""
     fits = []
     for name in models.NAMES:
-        model = models.create(name, num_classes=_MARK)
-        leaves, _ = _leaves(models.shapes(model, model.image_shape))
-        expected = _torch_shapes(leaves, name)
-        found = _without_counters(given, expected)
+        expected = _marked_shapes(name)
+        found = _without_buffers(given, expected)
         head = {entry for entry, shape in expected.items() if _MARK in shape}
         classes = {found[entry][0] for entry in head if found.get(entry)}
         unsized = {entry: (_MARK, *shape[1:]) if entry in head else shape for entry, shape in found.items()}
         if unsized == expected and len(classes) == 1:
             fits.append(f"{name} with {classes.pop()} classes")
     return f"They fit {' or '.join(fits)}." if fits else "They fit no model in dgkd_jax.models.NAMES."
+
+
+@functools.cache  # tracing all the models takes seconds
+def _marked_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """PyTorch's entries of a model with `_MARK` classes; not to be changed."""
+    model = models.create(name, num_classes=_MARK)
+    leaves, _ = _leaves(models.shapes(model, model.image_shape))
+    return _torch_shapes(leaves, name)
 
 
 def _check_numbers(entry: str, array: np.ndarray) -> None:

@@ -60,11 +60,32 @@ class Trained(NamedTuple):
     parameters: int
 
 
-def compute_dtype(name: str) -> jnp.dtype:
-    """A `dtype` key of the configuration; `auto` is bfloat16 where the hardware computes in it, else float32."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+def network(name: str, dtype: str, *, source: Source, batch_norm_groups: int = 1) -> Any:
+    """The Linen module called `name` for a data set.
+
+    Args:
+        name: of `models.NAMES`.
+        dtype: a `dtype` key of the configuration; `auto` is bfloat16 where the hardware computes in it, else float32.
+        source: gives the number of classes and the shape of the images.
+        batch_norm_groups: as `models.create`.
+
+    Raises:
+        BadInput: the network cannot take images of this shape.
+    """
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = models.create(
+        name, num_classes=source.num_classes, dtype=jnp.dtype(dtype), batch_norm_groups=batch_norm_groups
+    )
+    try:
+        models.shapes(model, source.image_shape)
+    except ValueError as error:
+        height, width, channels = source.image_shape
+        raise BadInput(
+            f"model {name} cannot take the images of {source.name}, {height}x{width}x{channels}: {error}. "
+            "Set config.data.image_size (and data.eval_resize), or choose another model"
+        ) from error
+    return model
 
 
 def fit(
@@ -121,11 +142,8 @@ def _build(
     """The program of a run and its state at step 0, on the mesh."""
     steps_per_epoch = source.steps_per_epoch(config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    model = models.create(
-        config.student.model,
-        num_classes=source.num_classes,
-        dtype=compute_dtype(config.student.dtype),
-        batch_norm_groups=config.batch_norm_groups,
+    model = network(
+        config.student.model, config.student.dtype, source=source, batch_norm_groups=config.batch_norm_groups
     )
     learning_rate = state.learning_rate_schedule(
         config.schedule,

@@ -85,6 +85,15 @@ TINY = (
         ),
         (["--config=configs/cifar100.py:resnet56,resnet21"], "no such pair; did you mean resnet56,resnet20"),
         (
+            [
+                "--config=configs/mnist5k.py",
+                "--config.data.mock=true",
+                "--config.student.model=vit_tiny_patch16_224",
+                "--config.method=ce",
+            ],
+            "model vit_tiny_patch16_224 cannot take the images of mnist5k, 28x28x1: .* config.data.image_size",
+        ),
+        (
             ["--config=configs/mnist5k.py", "--config.mesh.fsdp=3"],
             "config.mesh.fsdp=3 must divide the number of devices, 8",
         ),

@@ -24,6 +24,20 @@ FIXTURES = {
     "torchvision_resnet18": "resnet18",
     "torchvision_resnet50": "resnet50",
     "mdistiller_ResNet50": "resnet50_cifar",
+    "dgkd_vgg8": "vgg8",
+    "dgkd_vgg13_bn": "vgg13_bn",
+    "mdistiller_wrn_16_2": "wrn_16_2",
+    "mdistiller_wrn_40_2": "wrn_40_2",
+    "mdistiller_ShuffleV1": "shufflenet_v1_cifar",
+    "dgkd_ShuffleV2": "shufflenet_v2_cifar",
+    "torchvision_shufflenet_v2_x1_0": "shufflenet_v2_x1_0",
+    "torchvision_mobilenet_v2": "mobilenet_v2",
+    "mdistiller_MobileNetV2": "mobilenet_v2_half_cifar",
+    "efficientnet_lite0": "efficientnet_lite0",
+    "timm_vit_tiny_patch16_224": "vit_tiny_patch16_224",
+    "timm_vit_small_patch16_224": "vit_small_patch16_224",
+    "torchvision_convnext_tiny": "convnext_tiny",
+    "torchvision_swin_s": "swin_s",
 }
 
 
@@ -84,7 +98,13 @@ def test_every_name_gives_logits_and_features_in_float32(name):
 def test_names_are_those_of_the_families():
     thin = {f"resnet{kind}" for kind in ("8", "14", "20", "32", "44", "56", "110", "8x4", "32x4")}
     wide = {f"resnet{depth}{stem}" for depth in (18, 34, 50, 101) for stem in ("", "_cifar")}
-    assert set(models.NAMES) == thin | wide | {"small_cnn_w8", "small_cnn_w24"}
+    vgg = {f"vgg{depth}{norm}" for depth in (8, 11, 13, 16, 19) for norm in ("", "_bn")}
+    wrn = {"wrn_16_2", "wrn_40_1", "wrn_40_2"}
+    shufflenet = {f"shufflenet_{kind}" for kind in ("v1_cifar", "v2_cifar", "v2_x0_5", "v2_x1_0")}
+    mobilenet = {"mobilenet_v2", "mobilenet_v2_half_cifar"}
+    transformers = {f"{kind}_patch16_224" for kind in ("vit_tiny", "vit_small", "deit_small")} | {"swin_s"}
+    small = {"small_cnn_w8", "small_cnn_w24", "convnext_tiny", "efficientnet_lite0"}
+    assert set(models.NAMES) == thin | wide | vgg | wrn | shufflenet | mobilenet | transformers | small
 
 
 @pytest.mark.parametrize(

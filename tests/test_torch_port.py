@@ -22,6 +22,17 @@ FIXTURES = {
     "torchvision_resnet18": "resnet18",
     "torchvision_resnet50": "resnet50",
     "mdistiller_ResNet50": "resnet50_cifar",
+    "dgkd_vgg8": "vgg8",
+    "dgkd_vgg13_bn": "vgg13_bn",
+    "mdistiller_wrn_16_2": "wrn_16_2",
+    "mdistiller_ShuffleV1": "shufflenet_v1_cifar",
+    "dgkd_ShuffleV2": "shufflenet_v2_cifar",
+    "torchvision_shufflenet_v2_x1_0": "shufflenet_v2_x1_0",
+    "torchvision_mobilenet_v2": "mobilenet_v2",
+    "mdistiller_MobileNetV2": "mobilenet_v2_half_cifar",
+    "efficientnet_lite0": "efficientnet_lite0",
+    "timm_vit_tiny_patch16_224": "vit_tiny_patch16_224",
+    "torchvision_convnext_tiny": "convnext_tiny",
 }
 
 
@@ -43,7 +54,7 @@ def _convert(state_dict):
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_entries_survive_both_ways_exactly(fixture):
     name, state_dict = FIXTURES[fixture], _state_dict(fixture)
-    model = models.create(name, num_classes=10 if fixture.startswith("torchvision") else 100)
+    model = models.create(name, num_classes=10 if fixture.startswith(("torchvision", "timm", "efficient")) else 100)
     back = torch_port.to_torch(torch_port.from_torch(state_dict, model, name), model, name)
     assert back.keys() == state_dict.keys()
     for entry, array in state_dict.items():
@@ -51,7 +62,9 @@ def test_entries_survive_both_ways_exactly(fixture):
         np.testing.assert_array_equal(back[entry], array, err_msg=entry)
 
 
-@pytest.mark.parametrize("name", ["resnet14", "resnet18_cifar", "small_cnn_w8"])
+@pytest.mark.parametrize(
+    "name", ["resnet14", "resnet18_cifar", "small_cnn_w8", "vgg8", "wrn_40_1", "shufflenet_v2_x0_5"]
+)
 def test_variables_survive_both_ways_exactly(name):
     model = models.create(name, num_classes=5)
     variables = models.initialise(model, model.image_shape, seed=3)
@@ -68,8 +81,9 @@ def test_every_model_has_a_table_that_keeps_its_leaves_apart(name):
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
     state_dict = torch_port.to_torch(zeros, model, name)
     counters = [entry for entry in state_dict if entry.endswith(".num_batches_tracked")]
-    assert len(state_dict) - len(counters) == len(jax.tree.leaves(shapes))
-    assert len(counters) == len(jax.tree.leaves(shapes["batch_stats"])) / 2
+    indices = [entry for entry in state_dict if entry.endswith(".relative_position_index")]  # Swin's other buffer
+    assert len(state_dict) - len(counters) - len(indices) == len(jax.tree.leaves(shapes))
+    assert len(counters) == len(jax.tree.leaves(shapes.get("batch_stats", {}))) / 2
     assert not any("/" in entry or "kernel" in entry for entry in state_dict)
 
 
@@ -138,6 +152,7 @@ def test_long_lists_are_cut_and_counted():
         ("torchvision_resnet18", "resnet18 with 10 classes"),
         ("mdistiller_ResNet50", "resnet50_cifar with 100 classes"),
         ("dgkd_resnet20", "resnet20 with 100 classes"),
+        ("dgkd_ShuffleV2", "shufflenet_v2_cifar with 100 classes"),
     ],
 )
 def test_the_model_that_would_fit_is_named(fixture, looks_like):

@@ -17,9 +17,36 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dgkd_jax.models import initial_values, resnet, resnet_cifar, small
+from dgkd_jax.models import (
+    convnext,
+    efficientnet_lite,
+    initial_values,
+    mobilenet_v2,
+    resnet,
+    resnet_cifar,
+    shufflenet_cifar,
+    shufflenet_v2,
+    small,
+    swin,
+    vgg,
+    vit,
+    wrn,
+)
 
-_CONSTRUCTORS = {**resnet_cifar.MODELS, **resnet.MODELS, **small.MODELS}
+_CONSTRUCTORS = {
+    **resnet_cifar.MODELS,
+    **resnet.MODELS,
+    **vgg.MODELS,
+    **wrn.MODELS,
+    **shufflenet_cifar.MODELS,
+    **shufflenet_v2.MODELS,
+    **mobilenet_v2.MODELS,
+    **efficientnet_lite.MODELS,
+    **vit.MODELS,
+    **convnext.MODELS,
+    **swin.MODELS,
+    **small.MODELS,
+}
 NAMES: tuple[str, ...] = tuple(_CONSTRUCTORS)
 
 
@@ -68,6 +95,6 @@ def initialise(model: nn.Module, image_shape: tuple[int, int, int], seed: int) -
         seed: 0 <= seed < 2**64. A leaf's values depend only on the seed, its path and its shape.
 
     Returns:
-        {"params": …, "batch_stats": …}, float32 numpy arrays.
+        {"params": …, "batch_stats": …}, float32 numpy arrays; no "batch_stats" where there is no BatchNorm.
     """
     return initial_values.fill(shapes(model, image_shape), model.initial_values, seed)

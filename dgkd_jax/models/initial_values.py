@@ -33,10 +33,38 @@ def he_normal_fan_out(rng, shape, _kernel) -> np.ndarray:
     return np.multiply(values, np.sqrt(2.0 / (height * width * out_channels)), out=values, casting="same_kind")
 
 
+def he_normal_depthwise(rng, shape, _kernel) -> np.ndarray:
+    """Normal, variance 2 / (height * width): the fan_out of a single channel of a depthwise convolution."""
+    height, width, _, _ = shape
+    return rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(2.0 / (height * width)))
+
+
+def uniform_fan_out(rng, shape, _kernel) -> np.ndarray:
+    """Uniform within ±1/sqrt(fan_out)."""
+    bound = 1.0 / np.sqrt(shape[-1])
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
 def uniform_fan_in(rng, shape, kernel) -> np.ndarray:
-    """Uniform within ±1/sqrt(fan_in) for kernel and bias alike: what `torch.nn.Linear` starts from."""
+    """Uniform within ±1/sqrt(fan_in) for kernel and bias alike: what `torch.nn.Linear` and `Conv2d` start from."""
     bound = 1.0 / np.sqrt(np.prod(kernel[:-1]))
     return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def normal(std: float) -> Rule:
+    """Normal with this standard deviation. PyTorch's `trunc_normal_` cuts at ±2: at 0.02 that cuts nothing."""
+
+    def rule(rng, shape, _kernel) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
+
+    return rule
+
+
+def constant(value: float) -> Rule:
+    def rule(_rng, shape, _kernel) -> np.ndarray:
+        return np.full(shape, value, np.float32)
+
+    return rule
 
 
 TORCHVISION_CNN: tuple[tuple[str, Rule], ...] = (
@@ -44,6 +72,36 @@ TORCHVISION_CNN: tuple[tuple[str, Rule], ...] = (
     (r"/kernel$", he_normal_fan_out),
     (r"/(scale|var)$", ones),
     (r"/(bias|mean)$", zeros),
+)
+NARROW_NORMAL_HEAD = ((r"params/fc/kernel$", normal(0.01)), (r"params/fc/bias$", zeros), *TORCHVISION_CNN)
+ZERO_BIAS_HEAD = ((r"params/fc/bias$", zeros), *TORCHVISION_CNN)
+# For networks that leave every layer as PyTorch makes it; their convolutions have no biases.
+TORCH_DEFAULTS = ((r"/kernel$", uniform_fan_in), *TORCHVISION_CNN)
+TENSORFLOW_EFFICIENTNET: tuple[tuple[str, Rule], ...] = (
+    (r"/depthwise_conv/kernel$", he_normal_depthwise),
+    (r"params/fc/kernel$", uniform_fan_out),
+    (r"/kernel$", he_normal_fan_out),
+    (r"/(scale|var)$", ones),
+    (r"/(bias|mean)$", zeros),
+)
+TIMM_VIT: tuple[tuple[str, Rule], ...] = (
+    (r"/patch_embed_proj/", uniform_fan_in),
+    (r"/cls_token$", normal(1e-6)),
+    (r"/(kernel|pos_embed)$", normal(0.02)),
+    (r"/scale$", ones),
+    (r"/bias$", zeros),
+)
+TORCHVISION_CONVNEXT: tuple[tuple[str, Rule], ...] = (
+    (r"/kernel$", normal(0.02)),
+    (r"/layer_scale$", constant(1e-6)),
+    (r"/scale$", ones),
+    (r"/bias$", zeros),
+)
+TORCHVISION_SWIN: tuple[tuple[str, Rule], ...] = (
+    (r"params/features_0_0/", uniform_fan_in),
+    (r"/(kernel|relative_position_bias_table)$", normal(0.02)),
+    (r"/scale$", ones),
+    (r"/bias$", zeros),
 )
 
 

@@ -1,4 +1,4 @@
-"""The bricks of the convolutional families: convolution, BatchNorm, linear layer and pooling as in PyTorch.
+"""The bricks of the families, as in PyTorch: convolution, norms, linear layer, attention and pooling.
 
 Layout: images and activations are [batch, height, width, channels], convolution kernels [height, width,
 in, out], linear kernels [in, out]. Leaves are `kernel`, `scale` and `bias` in the collection "params",
@@ -6,6 +6,7 @@ in, out], linear kernels [in, out]. Leaves are `kernel`, `scale` and `bias` in t
 `dgkd_jax.models.initialise` or from `dgkd_jax.torch_port`.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +19,8 @@ def at_least_float32(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _undefined(_, shape: tuple[int, ...]) -> jax.Array:
-    # NaN, so that a leaf which nobody filled shows in the first output instead of training as a zero.
+def undefined(_, shape: tuple[int, ...]) -> jax.Array:
+    """What `Module.param` starts a leaf from: NaN, so that an unfilled one shows instead of training as a zero."""
     return jnp.full(shape, jnp.nan, jnp.float32)
 
 
@@ -30,8 +31,8 @@ class Conv(nn.Module):
         features: output channels.
         kernel_size: side of the square kernel, in pixels.
         stride: step along both axes, in pixels.
-        padding: zeros added on each of the four sides, in pixels. "SAME" is not offered: at stride 2 it pads
-            one side only and shifts the grid by a pixel against PyTorch.
+        padding: zeros added on each of the four sides, in pixels; or ((top, bottom), (left, right)). "SAME" is
+            not offered: at stride 2 it pads one side only and shifts the grid by a pixel against PyTorch.
         groups: the channels are convolved in this many separate groups.
         use_bias: adds one learned number per output channel.
         dtype: images and kernel are converted to it, and the output has it.
@@ -40,7 +41,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int
     stride: int = 1
-    padding: int = 0
+    padding: int | tuple[tuple[int, int], tuple[int, int]] = 0
     groups: int = 1
     use_bias: bool = False
     dtype: Any = jnp.float32
@@ -48,9 +49,10 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         side = self.kernel_size
-        kernel = self.param("kernel", _undefined, (side, side, x.shape[-1] // self.groups, self.features))
+        kernel = self.param("kernel", undefined, (side, side, x.shape[-1] // self.groups, self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if side == 1 and self.groups == 1 and self.padding == 0:
+        padding = ((self.padding,) * 2,) * 2 if isinstance(self.padding, int) else self.padding
+        if side == 1 and self.groups == 1 and padding == ((0, 0), (0, 0)):
             # On CPUs, XLA's kernel gradient of a 1x1 convolution takes at least twice that of a product.
             y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         else:
@@ -58,12 +60,12 @@ class Conv(nn.Module):
                 x,
                 kernel,
                 window_strides=(self.stride, self.stride),
-                padding=((self.padding, self.padding),) * 2,
+                padding=padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
             )
         if self.use_bias:
-            y = y + self.param("bias", _undefined, (self.features,)).astype(self.dtype)
+            y = y + self.param("bias", undefined, (self.features,)).astype(self.dtype)
         return y
 
 
@@ -97,10 +99,10 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         channels = x.shape[-1]
         wide = at_least_float32(self.dtype)
-        scale = self.param("scale", _undefined, (channels,)).astype(wide)
-        bias = self.param("bias", _undefined, (channels,)).astype(wide)
-        running_mean = self.variable("batch_stats", "mean", _undefined, None, (channels,))
-        running_var = self.variable("batch_stats", "var", _undefined, None, (channels,))
+        scale = self.param("scale", undefined, (channels,)).astype(wide)
+        bias = self.param("bias", undefined, (channels,)).astype(wide)
+        running_mean = self.variable("batch_stats", "mean", undefined, None, (channels,))
+        running_var = self.variable("batch_stats", "var", undefined, None, (channels,))
         x = x.astype(wide)
         if not train:
             multiplier = scale * jax.lax.rsqrt(running_var.value.astype(wide) + self.epsilon)
@@ -140,17 +142,93 @@ class Linear(nn.Module):
 
     Attributes:
         features: size of the output's last axis.
+        use_bias: without it the product is all.
         dtype: of the computation and the output.
     """
 
     features: int
+    use_bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", _undefined, (x.shape[-1], self.features)).astype(self.dtype)
-        bias = self.param("bias", _undefined, (self.features,)).astype(self.dtype)
-        return jnp.matmul(x.astype(self.dtype), kernel, precision=jax.lax.Precision.HIGHEST) + bias
+        kernel = self.param("kernel", undefined, (x.shape[-1], self.features)).astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), kernel, precision=jax.lax.Precision.HIGHEST)
+        if self.use_bias:
+            y = y + self.param("bias", undefined, (self.features,)).astype(self.dtype)
+        return y
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis by its own mean and biased variance, then scales and shifts each channel.
+
+    Attributes:
+        epsilon: added to the variance; families differ in it.
+        dtype: of the output. Statistics and normalisation are computed in at least float32.
+
+    Source: Ba et al., arXiv:1607.06450, equations 3 and 4.
+    """
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = at_least_float32(self.dtype)
+        scale = self.param("scale", undefined, (x.shape[-1],)).astype(wide)
+        bias = self.param("bias", undefined, (x.shape[-1],)).astype(wide)
+        x = x.astype(wide)
+        centred = x - jnp.mean(x, -1, keepdims=True)
+        var = jnp.mean(jnp.square(centred), -1, keepdims=True)
+        return (centred * jax.lax.rsqrt(var + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide between them, with the exact (erf) GELU.
+
+    Attributes:
+        dtype: of the computation and the output.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        x = nn.gelu(Linear(4 * channels, dtype=self.dtype, name="fc1")(x), approximate=False)
+        return Linear(channels, dtype=self.dtype, name="fc2")(x)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of tokens [..., tokens, channels] to one another; the output has the same shape.
+
+    Queries, keys and values come from one linear layer `qkv`, in that order, each cut into heads.
+
+    Attributes:
+        heads: it must divide the channels.
+        dtype: of the products and the output; the softmax is taken in at least float32.
+
+    Source: Vaswani et al., arXiv:1706.03762, section 3.2.
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """`bias` is added to the scores before the softmax; its shape broadcasts to [..., heads, tokens, tokens]."""
+        *leading, tokens, channels = x.shape
+        size = channels // self.heads
+        product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+        qkv = Linear(3 * channels, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(*leading, tokens, 3, self.heads, size), -3, 0)
+        wide = at_least_float32(self.dtype)
+        scores = product("...qhc,...khc->...hqk", q, k, preferred_element_type=wide) * size**-0.5
+        if bias is not None:
+            scores = scores + bias.astype(wide)
+        attention = nn.softmax(scores).astype(self.dtype)
+        mixed = product("...hqk,...khc->...qhc", attention, v).reshape(x.shape)
+        return Linear(channels, dtype=self.dtype, name="proj")(mixed)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
