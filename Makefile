@@ -22,7 +22,7 @@ demo: $(READY)
 
 ## make test    run the tests
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 ## make lint    ruff: style and format
 lint: $(READY)
