@@ -186,6 +186,8 @@ def validate(config: ConfigDict) -> None:
             raise BadInput(f"config.{key}={value!r} is not allowed: {rule.allowed}{nearest(value, rule.choices)}")
     if len(config.data.mean) != len(config.data.std):
         raise BadInput("config.data.mean and config.data.std must have the same length")
+    if not config.data.mock and config.batch_size % config.data.readers:
+        raise BadInput(f"config.data.readers={config.data.readers} must divide batch_size={config.batch_size}")
     if config.batch_size % config.batch_norm_groups:
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"

@@ -82,6 +82,7 @@ def resolved(**changes) -> ConfigDict:
         ("dgkd.epsilon", float("inf"), "config.dgkd.epsilon=inf is not allowed"),
         ("data.std", (0.0,), "config.data.std=.* greater than 0"),
         ("name", "a/b", "config.name='a/b' is not allowed"),
+        ("data.readers", 3, "config.data.readers=3 must divide batch_size=128"),
         ("batch_norm_groups", 3, "config.batch_norm_groups=3 must divide batch_size=128"),
         ("data.mean", (0.5,), "config.data.mean and config.data.std must have the same length"),
     ],

@@ -275,13 +275,23 @@ def test_values_that_cannot_be_used_are_named(values, message):
     [
         (3, {"batch_size": 400}, r"config\.data\.readers=3 must divide config\.batch_size=400"),
         (4, {"batch_size": 12, "process_count": 3}, r"readers=4 must be 1 or a multiple of the 3 processes"),
-        (1, {"batch_size": 10, "process_count": 3}, "a batch of 10 cannot be divided evenly over 3 processes"),
-        (1, {"batch_size": 4001}, r"config\.batch_size=4001 is larger than the training split, 4000 images"),
+    ],
+)
+def test_readers_that_do_not_divide_the_work_are_refused(digits, readers, arguments, message):
+    with pytest.raises(BadInput, match=message):
+        digits(readers=readers).train_batches(seed=0, start_step=0, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 10, "process_count": 3}, "a batch of 10 cannot be divided evenly over 3 processes"),
+        ({"batch_size": 4001}, r"config\.batch_size=4001 is larger than the training split, 4000 images"),
     ],
 )
 @pytest.mark.parametrize("mock", [False, True])
-def test_batches_that_cannot_be_divided_are_refused(digits, readers, arguments, message, mock):
-    source = digits(readers=readers, mock=mock, mock_train_examples=4000)
+def test_batches_that_cannot_be_divided_are_refused(digits, arguments, message, mock):
+    source = digits(mock=mock, mock_train_examples=4000)
     with pytest.raises(BadInput, match=message):
         source.train_batches(seed=0, start_step=0, **arguments)
 

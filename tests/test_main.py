@@ -10,7 +10,9 @@ from unittest import mock
 
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
+from dgkd_jax import job
 from dgkd_jax import main as main_module
 
 ROOT = Path(__file__).parents[1]
@@ -153,8 +155,15 @@ def test_without_imagenet_and_weights_one_message_says_what_to_do(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["configs"]
 
 
+def test_weights_on_the_hub_are_not_looked_for_on_disk():
+    teacher = ConfigDict({"model": "resnet50", "weights": "hf:timm/resnet50.tv_in1k"})
+    assert job._missing_weights(teacher) is None
+    teacher.weights = "timm/resnet50.tv_in1k"
+    assert "resnet50, looked for at" in job._missing_weights(teacher)
+
+
 def test_the_cards_command_runs_on_generated_images(tmp_path, capsys):
-    assert run("--config=configs/imagenet_r50_r18.py", "--config.data.readers=1", *TINY) == 0
+    assert run("--config=configs/imagenet_r50_r18.py", *TINY) == 0
     captured = capsys.readouterr()
     assert "the teacher has random weights" in captured.err
     assert "mock data: the accuracies mean nothing" in captured.out

@@ -117,7 +117,6 @@ def open_source(data: Any) -> Source:
         "image_shape": (size, size, entry.channels),
         "mean": _per_channel("mean", data.mean, entry),
         "std": _per_channel("std", data.std, entry),
-        "readers": data.readers,
     }
     if data.mock:
         if entry.num_classes is None:
@@ -155,6 +154,7 @@ def open_source(data: Any) -> Source:
         augment=data.augment,
         eval_resize=data.eval_resize,
         shuffle_buffer=data.shuffle_buffer,
+        readers=data.readers,
     )
 
 

@@ -23,7 +23,6 @@ class MockSource:
     num_train: int
     num_eval: int
     eval_split: str
-    readers: int
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return order.steps_per_epoch(self.num_train, batch_size)
@@ -32,7 +31,6 @@ class MockSource:
         self, *, seed: int, batch_size: int, start_step: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
         self.steps_per_epoch(batch_size)
-        order.readers_of_process(self.readers, batch_size, process_index, process_count)
         rows = order.rows_of_process(batch_size, process_index, process_count)
 
         def batches():
