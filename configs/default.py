@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.teacher = ConfigDict()
     config.teacher.model = ""  # a name of dgkd_jax.models.NAMES
     config.teacher.dtype = "auto"  # as student.dtype
-    config.teacher.weights = ""  # PyTorch weights (.pth, .safetensors, .npz); '' = train the teacher in teacher.workdir
+    config.teacher.weights = ""  # .pth, .safetensors, .npz or hf:ORG/NAME; '' = train the teacher in teacher.workdir
     config.teacher.workdir = ""  # '' = runs/NAME/teacher; a trained teacher found here is reused
     config.teacher.epochs = 240  # length of the teacher's own training (cross-entropy, this file's optimizer)
     config.teacher.learning_rate = 0.05  # peak rate of the teacher's own training

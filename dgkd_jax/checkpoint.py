@@ -65,10 +65,12 @@ class Checkpoints:
     Args:
         directory: created if missing.
         keep: number of newest checkpoints kept; the one with the best accuracy is kept besides.
+        read_only: change nothing on disk, so that the folder of a run that goes on can be read.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int):
+    def __init__(self, directory: epath.PathLike, *, keep: int, read_only: bool = False):
         self.directory = epath.Path(directory).resolve()
+        self._read_only = read_only
         by_accuracy = policies.BestN(
             get_metric_fn=lambda metrics: (metrics["accuracy"], -metrics["step"]),  # of equals the earliest
             n=1,
@@ -78,7 +80,9 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), by_accuracy]),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -91,6 +95,11 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Of all checkpoints, ascending; a damaged one is among them until it is restored."""
+        return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, *, record: dict[str, Any], accuracy: float | None = None) -> None:
         """Save in the background; the arrays are copied before this returns.
@@ -139,7 +148,10 @@ class Checkpoints:
                 failures[candidate] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
                 continue
             for damaged, why in failures.items():
-                self._move_aside(damaged, why)
+                if self._read_only:
+                    logging.error("checkpoint %d is damaged (%s); left where it is", damaged, why)
+                else:
+                    self._move_aside(damaged, why)
             return restored
         if failures:
             reasons = "\n".join(f"  step {bad}: {why}" for bad, why in failures.items())

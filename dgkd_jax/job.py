@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, models, sharding, steps, torch_port, train
+from dgkd_jax import checkpoint, models, sharding, steps, torch_port, train, weight_files
 from dgkd_jax import config as config_rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput
@@ -73,8 +73,8 @@ def _check_present(config: ConfigDict, methods: tuple[str, ...]) -> None:
 
 def _missing_weights(teacher: ConfigDict) -> str | None:
     path = epath.Path(teacher.weights)
-    if not teacher.weights or path.exists():
-        return None
+    if not teacher.weights or teacher.weights.startswith(weight_files.HUB) or path.exists():
+        return None  # what the hub has shows when it is asked
     source = torch_port.DOWNLOADS.get(path.name)
     provide = (
         f"mkdir -p '{path.parent}' && curl -fLo '{path}' {source}"
@@ -100,7 +100,7 @@ def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: 
         seconds = trained.history.seconds
     else:
         if config.data.mock and not epath.Path(weights).exists():
-            print(f"mock run: {weights} is not there, the teacher has random weights", file=sys.stderr)
+            print(f"mock run: {weights} is no file here, the teacher has random weights", file=sys.stderr)
             host_variables, origin = models.initialise(model, source.image_shape, config.teacher.seed), "random"
         else:
             host_variables = torch_port.from_torch(

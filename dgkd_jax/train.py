@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -110,7 +111,7 @@ def fit(
     _check_batch(config, mesh)
     program, current = _build(config, source, mesh, teacher)
     workdir.mkdir(parents=True, exist_ok=True)
-    _claim(workdir, config)
+    _claim(workdir, config, source)
     with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
         history = History()
         restored = checkpoints.restore(current)
@@ -153,12 +154,7 @@ def _build(
     )
     optimizer = state.make_optimizer(config.optimizer, learning_rate)
     objective = steps.objective_of(config)
-    initial = state.create(
-        models.initialise(model, source.image_shape, config.seed),
-        optimizer,
-        ema=config.optimizer.ema_decay > 0,
-        metric_names=steps.metric_names(objective),
-    )
+    initial = _initial_state(config, models.initialise(model, source.image_shape, config.seed), optimizer)
     current = sharding.place(initial, mesh)
     compiled = jax.jit(
         functools.partial(
@@ -194,6 +190,27 @@ def _build(
         total_steps=total_steps,
     )
     return program, current
+
+
+def _initial_state(config: ConfigDict, variables: Any, optimizer: optax.GradientTransformation) -> state.TrainState:
+    return state.create(
+        variables,
+        optimizer,
+        ema=config.optimizer.ema_decay > 0,
+        metric_names=steps.metric_names(steps.objective_of(config)),
+    )
+
+
+def abstract_state(config: ConfigDict, variables: Any) -> state.TrainState:
+    """The state of a run as `jax.ShapeDtypeStruct`, to restore its checkpoints without its data or its devices.
+
+    Args:
+        config: of the run.
+        variables: the student's, from `models.shapes`.
+    """
+    # Any schedule: the optimizer's state holds its step and not its values.
+    optimizer = state.make_optimizer(config.optimizer, optax.constant_schedule(0.0))
+    return jax.eval_shape(lambda variables: _initial_state(config, variables, optimizer), variables)
 
 
 def _loop(
@@ -260,7 +277,11 @@ def _loop(
                 if step != logged_step:
                     _check_finite(metrics.compute(current.totals), step)  # never save what is broken
                 history = history._replace(seconds=seconds_before + time.monotonic() - began)
-                record = {"teacher": program.teacher_fingerprint, "history": history._asdict()}
+                record = {
+                    "teacher": program.teacher_fingerprint,
+                    "history": history._asdict(),
+                    "accuracy": accuracy,  # None: this step was not evaluated
+                }
                 checkpoints.save(current, record=record, accuracy=accuracy)
     return current, history
 
@@ -275,7 +296,7 @@ def evaluate(
 
 def _eval_batches(config: ConfigDict, source: Source, mesh: Mesh) -> Iterator[dict[str, np.ndarray]]:
     return source.eval_batches(
-        batch_size=_round_up(config.eval_batch_size, mesh.size),
+        batch_size=_round_up(min(config.eval_batch_size, source.num_eval), mesh.size),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -303,14 +324,18 @@ def _round_up(number: int, multiple: int) -> int:
     return math.ceil(number / multiple) * multiple
 
 
-def _claim(workdir: epath.Path, config: ConfigDict) -> None:
-    """Write the resolved configuration, or refuse a folder that was claimed by another."""
+def _claim(workdir: epath.Path, config: ConfigDict, source: Source) -> None:
+    """Write the resolved configuration and what the network sees, or refuse a folder that was claimed by another."""
     path = workdir / "config.json"
     if path.exists():
         recorded = ConfigDict(json.loads(path.read_text()))
         config_rules.check_same_run(config_rules.identity(recorded), config, workdir=workdir)
     if jax.process_index() == 0:
         path.write_text(config.to_json(indent=2) + "\n")
+        # What it takes besides to read the checkpoints where the data set is not.
+        about = {key: getattr(source, key) for key in ("name", "num_classes", "image_shape", "mean", "std")}
+        about["enable_x64"] = jax.config.jax_enable_x64
+        (workdir / "student.json").write_text(json.dumps(about) + "\n")
 
 
 def _check_teacher(recorded: str | None, teacher: Teacher | None, workdir: epath.Path) -> None:

@@ -21,7 +21,9 @@ ALLOWED = {
     "progress": set(),
     "writer": set(),
     "data": {"errors", "sharding"},
-    "torch_port": {"errors", "models"},
+    "torch_names": {"errors"},
+    "weight_files": {"errors"},
+    "torch_port": {"errors", "models", "torch_names", "weight_files"},
     "state": {"metrics"},
     "steps": {"losses", "metrics", "state"},
     "checkpoint": {"errors", "state"},
@@ -34,7 +36,10 @@ ALLOWED = {
     },
     "job": {
         "checkpoint", "config", "data", "errors", "models", "progress", "sharding", "steps", "torch_port", "train",
+        "weight_files",
     },
+    "export": {"__version__", "checkpoint", "errors", "models", "torch_port", "train", "weight_files"},
+    "parity": {"errors", "losses", "models", "state", "steps", "torch_port"},
     "main": {"command_line", "config", "errors", "job"},
 }  # fmt: skip
 
@@ -44,9 +49,17 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Absolute names of everything imported anywhere in a file, `from a import b` as a.b."""
+    """Absolute names of everything imported anywhere in a file, `from a import b` as a.b.
+
+    Except under `if __name__ == "__main__":` — nobody who imports the file gets that.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    body = [
+        part
+        for part in ast.parse(path.read_text()).body
+        if not (isinstance(part, ast.If) and ast.unparse(part.test) == "__name__ == '__main__'")
+    ]
+    for node in ast.walk(ast.Module(body=body, type_ignores=[])):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -76,6 +89,13 @@ def test_tensorflow_is_imported_only_by_data_and_the_metric_writer(path):
     heavy = {name.split(".")[0] for name in imports_of(path)} & {"tensorflow", "tensorflow_datasets", "clu"}
     if room_of(path) not in ("data", "writer"):
         assert not heavy
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_torch_is_imported_only_where_pytorch_is_read_or_compared_with(path):
+    torch = {name.split(".")[0] for name in imports_of(path)} & {"torch", "torchvision", "timm"}
+    if path.relative_to(PACKAGE).as_posix() not in ("weight_files.py", "parity/torch_reference.py"):
+        assert not torch
 
 
 def test_the_core_imports_without_tensorflow_and_torch():

@@ -1,7 +1,9 @@
 """PyTorch's entries <-> variables, and reading weight files. No torch here: the .pth reader meets a stand-in."""
 
 import json
+import os
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -165,6 +167,43 @@ def test_another_number_of_classes_is_said():
         torch_port.from_torch(_state_dict(), _resnet8(num_classes=10), "resnet8")
 
 
+@pytest.mark.parametrize(
+    "fixture", ["dgkd_resnet8", "dgkd_vgg8", "mdistiller_MobileNetV2", "torchvision_convnext_tiny"]
+)
+def test_another_number_of_classes_gets_a_fresh_head_only_where_asked(fixture):
+    name, state_dict = FIXTURES[fixture], _state_dict(fixture)
+    state_dict = {entry: array.astype(np.float32) for entry, array in state_dict.items() if "num_batches" not in entry}
+    model = models.create(name, num_classes=7)
+    with pytest.raises(BadInput, match="wrong shape"):
+        torch_port.from_torch(state_dict, model, name)
+    variables = torch_port.from_torch(state_dict, model, name, replace_head=True)
+    initial = models.initialise(model, model.image_shape, seed=0)
+    back = torch_port.to_torch(variables, model, name)
+    fresh = torch_port.to_torch(initial, model, name)
+    changed = [entry for entry in state_dict if back[entry].shape != state_dict[entry].shape]
+    assert sorted(back[entry].shape[0] for entry in changed) == [7, 7]  # weight and bias, and nothing else
+    for entry in state_dict:
+        np.testing.assert_array_equal(back[entry], (fresh if entry in changed else state_dict)[entry], err_msg=entry)
+
+
+def test_a_head_of_the_right_size_is_kept():
+    kept = torch_port.from_torch(_state_dict(), _resnet8(), "resnet8", replace_head=True)
+    jax.tree.map(np.testing.assert_array_equal, kept, _convert(_state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("entry", "array"),
+    [
+        ("fc.weight", np.zeros((100, 32))),  # of other features
+        ("fc.bias", np.zeros(99)),  # of another number of classes than its weight
+        ("conv1.weight", np.zeros((16, 1, 3, 3))),  # no head
+    ],
+)
+def test_a_fresh_head_mends_nothing_else(entry, array):
+    with pytest.raises(BadInput, match=f"wrong shape: .*{entry}"):
+        torch_port.from_torch(_state_dict() | {entry: array}, _resnet8(num_classes=7), "resnet8", replace_head=True)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_named(value):
     state_dict = _state_dict()
@@ -315,7 +354,7 @@ class _Tensor:
 def load_pth(tmp_path, monkeypatch):
     """load() of a .pth whose content, or whose failure, is given; the stand-in for torch insists on safe loading."""
 
-    def load(content):
+    def load(content, file="w.pth"):
         def safe_load(path, *, map_location, weights_only):
             assert (map_location, weights_only) == ("cpu", True)
             if isinstance(content, Exception):
@@ -325,7 +364,7 @@ def load_pth(tmp_path, monkeypatch):
         torch = types.ModuleType("torch")
         torch.load, torch.Tensor, torch.bfloat16, torch.int16 = safe_load, _Tensor, "bfloat16", "int16"
         monkeypatch.setitem(sys.modules, "torch", torch)
-        path = tmp_path / "w.pth"
+        path = tmp_path / file
         path.touch()
         return torch_port.load(path)
 
@@ -342,6 +381,19 @@ _ENTRIES = {"a": _Tensor(np.ones((2, 3), np.float32)), "b": _Tensor(np.array([1.
         {"model": _ENTRIES, "epoch": 240, "opt": "SGD"},
         {"state_dict": {f"module.{entry}": tensor for entry, tensor in _ENTRIES.items()}, "best": 72.3},
         {"model": {"state_dict": _ENTRIES}},
+        {"state_dict": {"model": _ENTRIES}},
+        {"model": {f"module.{entry}": tensor for entry, tensor in _ENTRIES.items()}, "best_acc": _Tensor(np.ones(()))},
+        # mdistiller's "latest" and "best": the whole distiller; its extra layers and the teacher are left out
+        {
+            "epoch": 240,
+            "model": {
+                **{f"module.student.{entry}": tensor for entry, tensor in _ENTRIES.items()},
+                **{f"module.teacher.{entry}": _Tensor(np.zeros(9)) for entry in _ENTRIES},
+                "module.conv_reg.weight": _Tensor(np.zeros(9)),
+            },
+            "optimizer": {"state": {0: {"momentum_buffer": _Tensor(np.ones(3))}}, "param_groups": [{"lr": 0.05}]},
+            "best_acc": _Tensor(np.float32(73.1)),
+        },
     ],
 )
 def test_pth_is_unwrapped(load_pth, content):
@@ -350,6 +402,13 @@ def test_pth_is_unwrapped(load_pth, content):
     np.testing.assert_array_equal(arrays["a"], np.ones((2, 3)))
     assert arrays["b"].dtype == ml_dtypes.bfloat16
     assert arrays["b"][0] == 1.5
+
+
+def test_a_name_without_suffix_is_read_as_pth(load_pth):
+    """mdistiller's student_best."""
+    assert load_pth({"model": _ENTRIES}, file="student_best").keys() == {"a", "b"}
+    with pytest.raises(BadInput, match=r"student_best: not a whole \.pth file"):
+        load_pth(EOFError(), file="student_best")
 
 
 @pytest.mark.parametrize(
@@ -375,3 +434,79 @@ def test_pth_without_torch_says_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "w.pt").touch()
     with pytest.raises(BadInput, match=r"python -m pip install 'torch'.*\.safetensors"):
         torch_port.load(tmp_path / "w.pt")
+
+
+# ----------------------------------------------------------------------------------------------------- huggingface.co
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for huggingface_hub that has two files; returns the list of what was asked of it."""
+    asked = []
+    _safetensors(tmp_path / "model.safetensors", {"a": ("F32", np.ones(3, np.float32))})
+    np.savez(tmp_path / "other.npz", b=np.ones(2))
+
+    def hf_hub_download(*, repo_id, filename):
+        asked.append((repo_id, filename))
+        path = tmp_path / filename.split("/")[-1]
+        if not path.exists():
+            raise OSError(f"404 Client Error.\n\nEntry Not Found for {filename}")
+        return str(path)
+
+    module = types.ModuleType("huggingface_hub")
+    module.hf_hub_download = hf_hub_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    return asked
+
+
+def test_weights_come_from_the_hub(hub):
+    assert torch_port.load("hf:timm/resnet18.a1_in1k").keys() == {"a"}
+    assert torch_port.load("hf:me/students/runs/3/other.npz").keys() == {"b"}
+    assert hub == [("timm/resnet18.a1_in1k", "model.safetensors"), ("me/students", "runs/3/other.npz")]
+
+
+def test_what_the_hub_does_not_give_is_said_in_one_line(hub):
+    with pytest.raises(BadInput, match=r"^weights hf:me/x/w\.npz: w\.npz is neither in .* \(OSError: 404 .*w\.npz\)$"):
+        torch_port.load("hf:me/x/w.npz")
+    for name in ("hf:resnet18", "hf:", "hf:/x", "hf:me/", "hf:me/x/"):
+        with pytest.raises(BadInput, match=f"weights {name}: .* is written hf:ORG/NAME"):
+            torch_port.load(name)
+
+
+def test_the_hub_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it now raises ImportError
+    with pytest.raises(BadInput, match="python -m pip install 'huggingface_hub'"):
+        torch_port.load("hf:timm/resnet18.a1_in1k")
+
+
+def test_the_hub_offline_uses_its_cache_and_nothing_else(tmp_path):
+    """The real package, in a process of its own because it reads its variables once."""
+    pytest.importorskip("huggingface_hub")
+    repository = tmp_path / "hub" / "models--me--student"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    _safetensors(snapshot / "model.safetensors", {"a": ("F32", np.ones(3, np.float32))})
+    program = """
+from dgkd_jax import errors, weight_files
+print(sorted(weight_files.load("hf:me/student")))
+try:
+    weight_files.load("hf:me/absent")
+except errors.BadInput as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found, refused = done.stdout.splitlines()
+    assert found == "['a']"
+    assert refused.startswith("weights hf:me/absent: model.safetensors is neither in huggingface_hub's cache nor")
+    assert "LocalEntryNotFoundError" in refused

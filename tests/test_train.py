@@ -219,6 +219,8 @@ def test_resolved_configuration_is_left_as_json(uninterrupted):
     written = json.loads((workdir / "config.json").read_text())
     assert written["optimizer"]["ema_decay"] == 0.9
     assert set(written) == set(mnist5k.get_config().to_dict())
+    about = json.loads((workdir / "student.json").read_text())
+    assert (about["num_classes"], about["image_shape"], about["enable_x64"]) == (10, [16, 16, 1], False)
     assert list(workdir.glob("events.out.tfevents.*"))
 
 
