@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-torch lint format clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -23,6 +23,16 @@ demo: $(READY)
 ## make test    run the tests
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+# Where the package index has no CPU-only torch, this one brings CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_READY := $(VENV)/.ready-torch
+$(TORCH_READY): $(READY) pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test-torch]'
+	@touch $@
+
+## make test-torch  install PyTorch, torchvision and timm and run the live comparisons with them (tests/torch)
+test-torch: $(TORCH_READY)
+	$(BIN)/python -m pytest tests/torch
 
 ## make lint    ruff: style and format
 lint: $(READY)

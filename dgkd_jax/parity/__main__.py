@@ -1,0 +1,73 @@
+"""Agreement with PyTorch, measured: a table, a JSON file, and exit code 1 where a tolerance is missed.
+
+    python -m dgkd_jax.parity losses
+        every loss, convention and gradient, and where PyTorch's usual form breaks
+    python -m dgkd_jax.parity training --pair=resnet14,resnet8 --steps=12 [--method=ce|kd|dkd|dgkd]
+        the same training in both frameworks: loss and weights step by step
+
+Bad input is one line on stderr and exit code 2. Without torch, recorded figures of a clone's tests/golden are used.
+"""
+
+import argparse
+import importlib.util
+import sys
+from types import ModuleType
+from typing import NoReturn
+
+from dgkd_jax.errors import BadInput
+from dgkd_jax.parity import losses, report, training
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see python -m dgkd_jax.parity --help)")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one sub-command; returns the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+        found = _run(options)
+        print(report.text(found))
+        if options.output:
+            report.write(found, options.output)
+            print(f"everything that was measured is in {options.output}")
+    except BadInput as error:
+        print(f"dgkd_jax.parity: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0 if found.passed else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m dgkd_jax.parity", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands.add_parser("losses", help="every loss, convention and gradient over a grid of batches")
+    command = commands.add_parser("training", help="the same training in both frameworks, step by step")
+    command.add_argument("--pair", default="resnet14,resnet8", metavar="TEACHER,STUDENT", help="thin CIFAR ResNets")
+    command.add_argument("--steps", default=12, type=int, metavar="N")
+    command.add_argument("--method", help=f"one of {', '.join(training.METHODS)}; default all")
+    for command in commands.choices.values():
+        command.add_argument("--output", metavar="FILE.json", help="write everything that was measured there")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> report.Report:
+    reference = _torch_reference()
+    if options.command == "training":
+        return training.run(reference, pair=options.pair, count=options.steps, method=options.method)
+    return losses.run(reference)
+
+
+def _torch_reference() -> ModuleType | None:
+    """`torch_reference`, or None where torch is not installed; a torch that is broken raises its own error."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    from dgkd_jax.parity import torch_reference
+
+    return torch_reference
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
