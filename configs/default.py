@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     config.dgkd.epsilon_schedule = "constant"  # constant | linear | cosine
     config.dgkd.convention = "per_sample"  # per_sample (blog) | literal, normalized (PyTorch code) | self_normalized
     config.dgkd.distance = "mse"  # mse | cosine | kl | wasserstein
-    config.dgkd.wrt = "logits"  # gradients with respect to the student's logits | params: its parameters (costs 2–3×)
+    config.dgkd.wrt = "logits"  # gradients with respect to the student's logits | params: to its parameters
     config.dgkd.parity_batch = 0  # batch size in `literal` and `normalized`; 0 = batch_size
     config.dgkd.kappa = 1e-8  # guard κ of `self_normalized`
 

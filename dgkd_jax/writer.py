@@ -54,10 +54,6 @@ class MetricWriter:
         self._file.flush()
         self._tensorboard.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 
-    def flush(self) -> None:
-        if self._active:
-            self._tensorboard.flush()
-
 
 def _lines(path: epath.Path) -> list[dict[str, Any]]:
     if not path.exists():

@@ -279,8 +279,9 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize("method", ["dkd", "dgkd_literal", "dgkd_normalized"])
 def test_training_follows_the_pytorch_repository_step_by_step(method):
     """Twelve SGD steps of ResNet-8 taught by ResNet-14, float64, against losses and parameters from PyTorch."""
+    from golden import golden_weights
+
     from dgkd_jax import torch_port
-    from tests.golden import golden_weights
 
     golden = dict(np.load(GOLDEN / "trajectories" / f"resnet14_resnet8_{method}.npz"))
     number = {name: float(value) for name, value in golden.items() if value.ndim == 0 and name != "method"}
