@@ -101,6 +101,8 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.fsdp = 1  # devices over which large parameters are sharded; the rest of the devices is data-parallel
     config.matmul_precision = "default"  # default | high | highest: highest = full float32 products on TPU and GPU
+    config.join_timeout_s = 300  # seconds that processes wait for each other at the start
+    config.heartbeat_timeout_s = 100  # seconds after which a process that is silent counts as lost, and the rest end
     config.compilation_cache = "~/.cache/dgkd_jax"  # compiled programs, kept between runs; '' = none
     config.log_every = 50  # steps between fetches of the metrics
     config.eval_every = 1.0  # epochs between evaluations; the last step is always evaluated

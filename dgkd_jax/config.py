@@ -128,6 +128,8 @@ RULES: dict[str, Rule] = {
     "dgkd.kappa": _POSITIVE,
     "mesh.fsdp": _COUNT,
     "matmul_precision": _one_of("default", "high", "highest"),
+    "join_timeout_s": _COUNT,
+    "heartbeat_timeout_s": _COUNT,
     "compilation_cache": _TEXT,
     "log_every": _COUNT,
     "eval_every": _POSITIVE,
@@ -142,7 +144,8 @@ _METHOD_SECTIONS = {"kd", "logit_mse", "dkd", "dgkd"}
 # Keys that may change between an interruption and the continuation: none of them changes the parameters. The teacher
 # is compared by a digest of its weights instead of by how it came to be.
 _NEUTRAL = {
-    "name", "eval_batch_size", "compilation_cache", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
+    "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
+    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
     "mesh.fsdp", "data.dir", "data.manual_dir", "data.download",
     "teacher.weights", "teacher.workdir", "teacher.epochs", "teacher.learning_rate", "teacher.seed",
 }  # fmt: skip

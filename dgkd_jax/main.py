@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         command_line.parse(argv, usage=__doc__)
         config.validate(_CONFIG.value)
         _set_up(_CONFIG.value)
-        _join_processes()
+        _join_processes(_CONFIG.value)
         results = job.run(_CONFIG.value, _WORKDIR.value)
     except (BadInput, NumericFailure) as error:
         print(f"dgkd_jax: {error}", file=sys.stderr)
@@ -46,9 +46,23 @@ def _set_up(settings) -> None:
         jax.config.update("jax_enable_x64", True)
 
 
-def _join_processes() -> None:
+def _join_processes(settings) -> None:
+    """Find the others: JAX does on TPU pods, GKE, SLURM and Open MPI; else three variables say (launch/local.py)."""
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: `interruption`
+    timeouts = {
+        "initialization_timeout": settings.join_timeout_s,
+        "heartbeat_timeout_seconds": settings.heartbeat_timeout_s,
+    }
+    if "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            os.environ["JAX_COORDINATOR_ADDRESS"],
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
+            **timeouts,
+        )
+        return
     try:
-        jax.distributed.initialize()  # finds the other processes on TPU pods, GKE, SLURM and Open MPI
+        jax.distributed.initialize(**timeouts)
     except ValueError as error:
         if "coordinator_address" not in str(error):
             raise  # a cluster that is misconfigured, not a bare machine

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Nothing is found or left in the repository."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main_module, "_join_processes", lambda: None)  # JAX is in use already in the tests' process
+    monkeypatch.setattr(main_module, "_join_processes", lambda _: None)  # JAX is in use already in the tests' process
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
 
