@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     config.data.std = ()  # likewise
     config.data.shuffle_buffer = 0  # records in each reader's shuffle buffer; 0 = all of its piece
     config.data.readers = 1  # pieces that a split is read in; with P processes each reads readers/P of them
+    config.data.max_bad_images = 0  # training images that cannot be decoded and are replaced by their neighbours
     config.data.mock = False  # generated images of the right shapes (and random teacher weights where none are there)
     config.data.mock_train_examples = 1024  # generated images in an epoch
     config.data.mock_eval_examples = 256  # generated images in an evaluation
@@ -108,5 +109,8 @@ def get_config() -> ConfigDict:
     config.eval_every = 1.0  # epochs between evaluations; the last step is always evaluated
     config.checkpoint_every = 0  # steps between checkpoints besides those at each evaluation; 0 = no others
     config.keep_checkpoints = 2  # newest ones kept, besides the best
+    config.best_metric = "accuracy"  # which evaluation is the best: of the highest accuracy | of the lowest ce
+    config.nonfinite_limit = 10  # steps in a row with a loss or gradient that is not finite (skipped) that end the run
+    config.watchdog_s = 1800.0  # seconds without a finished step after which the process ends itself; 0 = never
 
     return config

@@ -84,6 +84,7 @@ RULES: dict[str, Rule] = {
     ),
     "data.shuffle_buffer": _NOT_NEGATIVE,
     "data.readers": _COUNT,
+    "data.max_bad_images": _NOT_NEGATIVE,
     "data.mock": _SWITCH,
     "data.mock_train_examples": _COUNT,
     "data.mock_eval_examples": _COUNT,
@@ -135,6 +136,9 @@ RULES: dict[str, Rule] = {
     "eval_every": _POSITIVE,
     "checkpoint_every": _NOT_NEGATIVE,
     "keep_checkpoints": _COUNT,
+    "best_metric": _one_of("accuracy", "ce"),
+    "nonfinite_limit": _COUNT,
+    "watchdog_s": _NOT_NEGATIVE,
 }
 
 # The sections that each method reads.
@@ -145,8 +149,8 @@ _METHOD_SECTIONS = {"kd", "logit_mse", "dkd", "dgkd"}
 # is compared by a digest of its weights instead of by how it came to be.
 _NEUTRAL = {
     "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
-    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "mesh.fsdp", "data.dir", "data.manual_dir", "data.download",
+    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "watchdog_s",
+    "mesh.fsdp", "data.dir", "data.manual_dir", "data.download", "data.max_bad_images",
     "teacher.weights", "teacher.workdir", "teacher.epochs", "teacher.learning_rate", "teacher.seed",
 }  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""What ends a run early, and the exit code that says so to whoever started it."""
+"""What ends a run early, and the exit code that says so to whoever started it.
+
+0 is done; 2 and 3 would only fail again: do not retry; after 143 and every other code start the same command again.
+"""
 
 
 class BadInput(ValueError):
@@ -14,3 +17,15 @@ class NumericFailure(ArithmeticError):
     """The numbers went bad; the message says which, where and what to try. Do not retry unchanged."""
 
     exit_code = 3
+
+
+class StorageFailure(OSError):
+    """Something could not be written, such as to a full disk; what was committed before is intact. Retry."""
+
+    exit_code = 1
+
+
+class Preempted(Exception):
+    """The run was told to stop (SIGTERM or SIGINT) and has saved what it had done. Retry."""
+
+    exit_code = 143

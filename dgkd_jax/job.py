@@ -1,8 +1,10 @@
 """The main job: a teacher, students distilled from it by each method asked for, and what came out."""
 
+import functools
 import json
 import math
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -17,26 +19,39 @@ from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput
 from dgkd_jax.progress import duration
 
+# Evaluation batches that a teacher is tried on before the first step.
+_TRIAL_BATCHES = 8
+
 
 class _Taught(NamedTuple):
-    """A teacher ready for use, and the row about it in `result.json`."""
+    """A teacher ready for use.
+
+    Attributes:
+        row: about it, for `result.json`.
+        evaluation: its accuracies, for the row; computed when first asked for.
+    """
 
     teacher: train.Teacher
     row: dict[str, Any]
+    evaluation: Callable[[], dict[str, float]]
 
 
-def run(config: ConfigDict, workdir: str | None = None) -> list[dict[str, Any]]:
+def run(
+    config: ConfigDict, workdir: str | None = None, *, stop: Callable[[], bool] = lambda: False
+) -> list[dict[str, Any]]:
     """Distil by `config.method` (or by each method, for `all`), reusing what earlier runs left.
 
     Args:
         config: validated.
         workdir: of the one method; the parent of one folder per method for `all`. None: runs/NAME/METHOD-seedSEED.
+        stop: as `train.fit`.
 
     Returns:
         The content of each method's `result.json`, in order.
 
     Raises:
         BadInput: the data set, the teacher's weights or the work directory cannot be used.
+        NumericFailure, StorageFailure, Preempted: as `train.fit`.
     """
     methods = steps.METHODS if config.method == "all" else (config.method,)
     root = epath.Path("runs") / (config.name + ("-mock" if config.data.mock else ""))
@@ -47,16 +62,17 @@ def run(config: ConfigDict, workdir: str | None = None) -> list[dict[str, Any]]:
         raise BadInput(f"config.{error}") from error
     source = data_lib.open_source(config.data)
 
-    taught = _teach(config, root, source, mesh) if set(methods) - {"ce"} else None
-    results = []
+    taught = _teach(config, root, source, mesh, stop) if set(methods) - {"ce"} else None
+    targets = {}
     for method in methods:
         folder = f"{method}-seed{config.seed}"
         if workdir is None:
-            target = root / folder
+            targets[method] = root / folder
         else:
-            target = epath.Path(workdir) / (folder if config.method == "all" else "")
-        results.append(_distil(config, method, target, source, mesh, taught))
-    return results
+            targets[method] = epath.Path(workdir) / (folder if config.method == "all" else "")
+    if taught and any(train.latest_step(target) is None for method, target in targets.items() if method != "ce"):
+        _try_teacher(config, taught, source, mesh)
+    return [_distil(config, method, target, source, mesh, taught, stop) for method, target in targets.items()]
 
 
 def _check_present(config: ConfigDict, methods: tuple[str, ...]) -> None:
@@ -88,16 +104,20 @@ def _missing_weights(teacher: ConfigDict) -> str | None:
     )
 
 
-def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: Mesh) -> _Taught:
+def _teach(
+    config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: Mesh, stop: Callable[[], bool]
+) -> _Taught:
     """The teacher: from PyTorch weights where the configuration names some, else trained once and kept."""
     model = train.network(config.teacher.model, config.teacher.dtype, source=source)
     weights = config.teacher.weights
     if not weights:
         workdir = epath.Path(config.teacher.workdir) if config.teacher.workdir else root / "teacher"
-        trained = train.fit(config_rules.of_teacher(config), workdir=workdir, source=source, mesh=mesh)
-        variables, origin = trained.variables, str(workdir)
-        evaluation = {"last_accuracy": trained.history.last_accuracy, "best_accuracy": trained.history.best_accuracy}
-        seconds = trained.history.seconds
+        trained = train.fit(config_rules.of_teacher(config), workdir=workdir, source=source, mesh=mesh, stop=stop)
+        variables, origin, seconds = trained.variables, str(workdir), trained.history.seconds
+        history = trained.history
+
+        def evaluation():
+            return {"last_accuracy": history.last_accuracy, "best_accuracy": history.best_accuracy}
     else:
         if config.data.mock and not epath.Path(weights).exists():
             print(f"mock run: {weights} is no file here, the teacher has random weights", file=sys.stderr)
@@ -107,17 +127,47 @@ def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: 
                 torch_port.load(weights), model, config.teacher.model, image_shape=source.image_shape
             )
             origin = weights
-        variables = sharding.place(host_variables, mesh)
-        accuracy = train.evaluate(config, model.apply, variables, source=source, mesh=mesh)["accuracy"]
-        evaluation, seconds = {"last_accuracy": accuracy}, None
+        variables, seconds = sharding.place(host_variables, mesh), None
+
+        @functools.cache
+        def evaluation():
+            accuracy = train.evaluate(config, model.apply, variables, source=source, mesh=mesh)["accuracy"]
+            return {"last_accuracy": accuracy}
+
+    fingerprint = checkpoint.fingerprint(variables)
     row = {
         "model": config.teacher.model,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        **evaluation,
         "weights": origin,
+        "fingerprint": fingerprint,
         "seconds": seconds,
     }
-    return _Taught(train.Teacher(model.apply, variables, checkpoint.fingerprint(variables)), row)
+    return _Taught(train.Teacher(model.apply, variables, fingerprint), row, evaluation)
+
+
+def _try_teacher(config: ConfigDict, taught: _Taught, source: data_lib.Source, mesh: Mesh) -> None:
+    """Before the first step: a teacher that knows no more than chance is a mistake, not a teacher.
+
+    Raises:
+        BadInput: it has at most 3 standard errors more right answers than guessing has. Not on generated images.
+    """
+    correct, examples = train.count_correct(
+        config, taught.teacher.apply, taught.teacher.variables, source=source, mesh=mesh, batches=_TRIAL_BATCHES
+    )
+    if jax.process_index() == 0:
+        print(
+            f"teacher {config.teacher.model}: {100 * correct / examples:.2f} % of the first {examples} images of "
+            f"{source.eval_split}",
+            file=sys.stderr,
+        )
+    chance = 1 / source.num_classes
+    if not config.data.mock and correct <= chance * examples + 3 * math.sqrt(chance * (1 - chance) * examples):
+        raise BadInput(
+            f"the teacher {config.teacher.model} ({taught.row['weights']}) is right on {correct} of {examples} images "
+            f"of split {source.eval_split!r}, where guessing is right on {chance * examples:.0f}. Likely causes: the "
+            "pixels are normalised otherwise than in its training (config.data.mean, std), its classes are in another "
+            "order than this data set's, or its head was not trained for these classes."
+        )
 
 
 def _distil(
@@ -127,6 +177,7 @@ def _distil(
     source: data_lib.Source,
     mesh: Mesh,
     taught: _Taught | None,
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """One student by one method: trained, evaluated, and described in `workdir/result.json`."""
     with (config := config.copy_and_resolve_references()).unlocked():
@@ -138,6 +189,7 @@ def _distil(
         source=source,
         mesh=mesh,
         teacher=taught.teacher if needs_teacher else None,
+        stop=stop,
     )
     history = trained.history
     result = {
@@ -152,7 +204,7 @@ def _distil(
             "note": "best_accuracy is the highest of all evaluations on this split, so it was chosen on it; "
             "last_accuracy was not",
         },
-        "teacher": taught and taught.row,
+        "teacher": taught and _teacher_row(taught, workdir),
         "student": {
             "model": config.student.model,
             "parameters": trained.parameters,
@@ -173,6 +225,17 @@ def _distil(
     if jax.process_index() == 0:
         (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _teacher_row(taught: _Taught, workdir: epath.Path) -> dict[str, Any]:
+    """The teacher's row of `result.json`; its evaluation from there, where an earlier run left it."""
+    try:
+        before = json.loads((workdir / "result.json").read_text())["teacher"]
+    except (FileNotFoundError, ValueError):
+        before = None
+    if before and before["fingerprint"] == taught.row["fingerprint"]:
+        return before
+    return taught.row | taught.evaluation()
 
 
 def table(results: list[dict[str, Any]]) -> str:

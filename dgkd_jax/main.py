@@ -9,7 +9,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from dgkd_jax import command_line, config, job
-from dgkd_jax.errors import BadInput, NumericFailure
+from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
+from dgkd_jax.interruption import Interruption
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "configuration file; keys: configs/default.py", lock_config=True
@@ -24,8 +25,9 @@ def main(argv: list[str]) -> int:
         config.validate(_CONFIG.value)
         _set_up(_CONFIG.value)
         _join_processes(_CONFIG.value)
-        results = job.run(_CONFIG.value, _WORKDIR.value)
-    except (BadInput, NumericFailure) as error:
+        with Interruption() as interruption:
+            results = job.run(_CONFIG.value, _WORKDIR.value, stop=interruption.agreed)
+    except (BadInput, NumericFailure, StorageFailure, Preempted) as error:
         print(f"dgkd_jax: {error}", file=sys.stderr)
         return error.exit_code
     if jax.process_index() == 0:
@@ -37,6 +39,7 @@ def _set_up(settings) -> None:
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)  # TensorFlow only reads data here; its notes on CPUs are noise
     logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant, such as reading only
     if settings.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -52,6 +55,7 @@ def _join_processes(settings) -> None:
     timeouts = {
         "initialization_timeout": settings.join_timeout_s,
         "heartbeat_timeout_seconds": settings.heartbeat_timeout_s,
+        "shutdown_timeout_seconds": settings.heartbeat_timeout_s,
     }
     if "JAX_NUM_PROCESSES" in os.environ:
         jax.distributed.initialize(

@@ -67,7 +67,13 @@ class Progress:
         self._last_step, self._last_time = step, now
         left = f", {duration((self._total - step) / rate)} left" if rate and step < self._total else ""
         epochs = f"epoch {step / self._steps_per_epoch:.4g}/{self._total / self._steps_per_epoch:.4g}"
-        message = f"{self._title}: {epochs}, {text}, {rate * self._batch_size:,.0f} images/s{left}"
+        self.note(f"{epochs}, {text}, {rate * self._batch_size:,.0f} images/s{left}")
+
+    def note(self, text: str) -> None:
+        """A line that stays, about the run and not its progress."""
+        if not self._active:
+            return
+        message = f"{self._title}: {text}"
         if self._live:
             self._bar.write(message, file=sys.stderr)
         else:

@@ -22,6 +22,8 @@ class TrainState:
         opt_state: optax's state.
         ema: exponential moving average of {"params", "batch_stats"}, or None.
         totals: sums of the training metrics since they were last logged.
+        skipped: int32 scalar, steps so far that changed nothing because their loss or gradient was not finite.
+        skipped_in_a_row: int32 scalar, how many of them were the last ones.
     """
 
     step: jax.Array
@@ -30,6 +32,8 @@ class TrainState:
     opt_state: Any
     ema: Any
     totals: Totals
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -66,6 +70,8 @@ def create(
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else None,
         totals=totals,
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
 
 

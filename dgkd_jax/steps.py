@@ -16,6 +16,9 @@ from dgkd_jax.state import TrainState
 
 METHODS = ("ce", "kd", "dkd", "dgkd", "logit_mse")
 
+# What a training loss is made of, in the order of its computation: the keys of `finite_rows`.
+PARTS = ("teacher logits", "student logits", "CE", "KD", "TCKD", "NCKD", "logit MSE", "coupling")
+
 # (variables, images, train, mutable) -> logits, or (logits, updated collections) where mutable: a Linen module's apply.
 Apply = Callable[..., Any]
 
@@ -134,8 +137,12 @@ def train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     ema_decay: float = 0.0,
+    skip_limit: int = 1,
 ) -> TrainState:
     """One step of the student on one global batch.
+
+    A step whose loss or gradient is not finite changes nothing but the counts of steps. From `skip_limit` such steps in
+    a row on, every step is such a step, so that the state stays that before the first of them until somebody looks.
 
     Args:
         state: donated by the caller's `jit`.
@@ -147,9 +154,10 @@ def train_step(
         ramp, epsilon: the factor on the distillation terms and ε, as functions of the number of steps done.
         mean, std: per channel, in units of pixel/255.
         ema_decay: per step, of the average in `state.ema`; read only where there is one.
+        skip_limit: 1 or more.
 
     Returns:
-        The next state, with this step's metrics added to `totals`.
+        The next state, with this step's metrics added to `totals` unless it was skipped.
     """
     images, labels = normalize(batch["image"], mean=mean, std=std), batch["label"]
     teacher_logits = teacher(teacher_variables, images) if objective.needs_teacher else None
@@ -174,7 +182,8 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    means = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **terms}
+    gradient_norm = optax.tree.norm(gradients)
+    means = {"loss": loss, "grad_norm": gradient_norm, **terms}
     if objective.needs_teacher:
         logits = jax.lax.stop_gradient(logits)
         means |= losses.diagnostics(logits, teacher_logits, labels, temperature=objective.temperature)
@@ -184,14 +193,60 @@ def train_step(
     if ema is not None:
         current = {"params": params, "batch_stats": batch_stats}
         ema = optax.incremental_update(current, ema, 1.0 - ema_decay)
-    return TrainState(
-        step=state.step + 1,
+    updated = state.replace(
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         ema=ema,
         totals=metrics.merge(state.totals, step_totals),
     )
+    sound = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & (state.skipped_in_a_row < skip_limit)
+    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
+    return kept.replace(
+        step=state.step + 1,
+        skipped=state.skipped + ~sound,
+        skipped_in_a_row=jnp.where(sound, 0, state.skipped_in_a_row + 1),
+    )
+
+
+def finite_rows(
+    state: TrainState,
+    teacher_variables: Any,
+    batch: dict[str, jax.Array],
+    *,
+    student: Apply,
+    teacher: Apply | None,
+    objective: Objective,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, jax.Array]:
+    """For each part of the training loss: in which rows of a batch it is finite.
+
+    Returns:
+        Those of `PARTS` that there are -> bool `[batch]`. All true where only the gradient with respect to the
+        parameters is not finite.
+    """
+    images, labels = normalize(batch["image"], mean=mean, std=std), batch["label"]
+    logits, _ = student(state.variables, images, train=True, mutable=["batch_stats"])
+    rows = {}
+    if objective.needs_teacher:
+        teacher_logits = teacher(teacher_variables, images)
+        rows["teacher logits"] = teacher_logits
+    rows |= {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
+    if objective.needs_teacher:
+        at_temperature = {"temperature": objective.temperature}
+        gradients = [
+            gradient(logits, teacher_logits, labels, **at_temperature)
+            for gradient in (losses.tckd_gradient, losses.nckd_gradient)
+        ]
+        rows |= {
+            "KD": losses.kd(logits, teacher_logits, **at_temperature),
+            "TCKD": losses.tckd(logits, teacher_logits, labels, **at_temperature),
+            "NCKD": losses.nckd(logits, teacher_logits, labels, **at_temperature),
+            "logit MSE": losses.logit_mse(logits, teacher_logits),
+            "coupling": jnp.square(gradients[0] - gradients[1]),
+        }
+    return {name: jnp.isfinite(value).reshape(len(labels), -1).all(axis=1) for name, value in rows.items()}
 
 
 def loss_terms(

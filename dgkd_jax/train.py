@@ -3,7 +3,6 @@
 import collections
 import functools
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +16,14 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, metrics, models, sharding, state, steps, writer
+from dgkd_jax import checkpoint, faults, metrics, models, ownership, sharding, state, steps, writer
 from dgkd_jax import config as config_rules
 from dgkd_jax.data import Source
-from dgkd_jax.errors import BadInput, NumericFailure
+from dgkd_jax.errors import BadInput, NumericFailure, Preempted
 from dgkd_jax.evaluate import Evaluator
+from dgkd_jax.goodput import Goodput, summary
 from dgkd_jax.progress import Progress
+from dgkd_jax.watchdog import Watchdog
 
 # Batches on their way to the device while one is computed.
 _AHEAD = 2
@@ -37,20 +38,22 @@ class Teacher(NamedTuple):
 
 
 class History(NamedTuple):
-    """How a run went so far, kept in each checkpoint. Accuracies in [0, 1], NaN before the first."""
+    """How a run went so far, kept in each checkpoint. Accuracies in [0, 1], NaN before the first.
+
+    `best_accuracy` is that of the evaluation with the highest score, at `best_step`.
+    """
 
     last_accuracy: float = math.nan
     best_accuracy: float = math.nan
+    best_score: float = math.nan
     best_step: int = 0
     seconds: float = 0.0
 
-    def after(self, *, step: int, accuracy: float) -> "History":
-        better = not accuracy <= self.best_accuracy
-        return self._replace(
-            last_accuracy=accuracy,
-            best_accuracy=accuracy if better else self.best_accuracy,
-            best_step=step if better else self.best_step,
-        )
+    def after(self, *, step: int, accuracy: float, score: float) -> "History":
+        later = self._replace(last_accuracy=accuracy)
+        if score <= self.best_score:
+            return later
+        return later._replace(best_accuracy=accuracy, best_score=score, best_step=step)
 
 
 class Trained(NamedTuple):
@@ -90,7 +93,13 @@ def network(name: str, dtype: str, *, source: Source, batch_norm_groups: int = 1
 
 
 def fit(
-    config: ConfigDict, *, workdir: epath.Path, source: Source, mesh: Mesh, teacher: Teacher | None = None
+    config: ConfigDict,
+    *,
+    workdir: epath.Path,
+    source: Source,
+    mesh: Mesh,
+    teacher: Teacher | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train `config.student` by `config.method` and leave checkpoints, config and metrics in `workdir`.
 
@@ -103,36 +112,98 @@ def fit(
         source: the data set.
         mesh: all devices.
         teacher: None for method `ce` only.
+        stop: asked after every step and every batch of an evaluation, on all processes alike; once true, the run saves
+            and ends.
 
     Raises:
-        BadInput: `workdir` belongs to a run with another configuration or teacher; the batch does not fit the devices.
-        NumericFailure: the loss is no longer finite.
+        BadInput: `workdir` belongs to a run with another configuration or teacher, or is in use by another job; the
+            batch does not fit the devices.
+        NumericFailure: `config.nonfinite_limit` steps in a row had a loss or gradient that was not finite.
+        StorageFailure: a checkpoint or a log could not be written.
+        Preempted: `stop` was true; the same call goes on from here.
     """
-    _check_batch(config, mesh)
-    program, current = _build(config, source, mesh, teacher)
+    goodput = Goodput()
+    with goodput.measure("init"):
+        _check_batch(config, mesh)
+        program, current = _build(config, source, mesh, teacher)
     workdir.mkdir(parents=True, exist_ok=True)
-    _claim(workdir, config, source)
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
-        history = History()
-        restored = checkpoints.restore(current)
-        if restored is not None:
-            current, record = restored
-            _check_teacher(record["teacher"], teacher, workdir)
-            history = History(**record["history"])
-        if int(current.step) < program.total_steps:
-            current, history = _loop(
-                config, program, current, history, source=source, mesh=mesh, checkpoints=checkpoints, workdir=workdir
-            )
-    return Trained(current.evaluated, history, sum(leaf.size for leaf in jax.tree.leaves(current.params)))
+    claimed = ownership.check(workdir, config)
+
+    def restore(*, read_only: bool) -> tuple[checkpoint.Checkpoints, state.TrainState, dict[str, Any]]:
+        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints, read_only=read_only)
+        restored = checkpoints.restore(current, accept=functools.partial(_accept, config, teacher, workdir))
+        return checkpoints, *(restored or (current, {}))
+
+    if (
+        claimed and latest_step(workdir) == program.total_steps
+    ):  # read by several jobs at once: one teacher, many students
+        checkpoints, restored, record = restore(read_only=True)
+        with checkpoints:
+            if not _unfinished(restored, record, program):
+                return _trained(restored, record)
+    with ownership.lock(workdir):
+        ownership.claim(workdir, config, source)
+        with goodput.measure("init"):
+            checkpoints, current, record = restore(read_only=False)
+        with checkpoints:
+            if _unfinished(current, record, program):
+                current, record = _loop(
+                    config,
+                    program,
+                    current,
+                    record,
+                    source=source,
+                    mesh=mesh,
+                    checkpoints=checkpoints,
+                    workdir=workdir,
+                    stop=stop,
+                    goodput=goodput,
+                )
+    return _trained(current, record)
+
+
+def latest_step(workdir: epath.Path) -> int | None:
+    """Of the newest checkpoint in a work directory, whole or not; None where there is none."""
+    if not (workdir / "checkpoints").exists():
+        return None
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=1, read_only=True) as checkpoints:
+        return checkpoints.latest_step
+
+
+def _accept(config: ConfigDict, teacher: Teacher | None, workdir: epath.Path, record: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another run, which is not a damaged one."""
+    config_rules.check_same_run(record["identity"], config, workdir=workdir)
+    current = teacher and teacher.fingerprint
+    if record["teacher"] != current:
+        raise BadInput(
+            f"{workdir} was trained with another teacher (weights {record['teacher']}, now {current}). "
+            "Give another --workdir, or remove this one."
+        )
+
+
+def _unfinished(current: state.TrainState, record: dict[str, Any], program: "_Program") -> bool:
+    return int(current.step) < program.total_steps or record["evaluation_due"]
+
+
+def _trained(current: state.TrainState, record: dict[str, Any]) -> Trained:
+    return Trained(
+        current.evaluated, History(**record["history"]), sum(leaf.size for leaf in jax.tree.leaves(current.params))
+    )
 
 
 class _Program(NamedTuple):
-    """What a configuration becomes: compiled functions and lengths."""
+    """What a configuration becomes: functions and lengths.
 
-    train_step: Callable[[state.TrainState, dict[str, jax.Array]], state.TrainState]
+    Attributes:
+        train_step: of state, the teacher's variables and a batch; to be compiled for a mesh.
+        finite_rows: of the same: which rows of the batch are sound.
+    """
+
+    train_step: jax.stages.Wrapped
+    finite_rows: Callable[..., dict[str, jax.Array]]
+    teacher: Teacher | None
     evaluator: Evaluator
     learning_rate: Callable[[int], jax.Array]
-    teacher_fingerprint: str | None
     steps_per_epoch: int
     total_steps: int
 
@@ -156,36 +227,39 @@ def _build(
     objective = steps.objective_of(config)
     initial = _initial_state(config, models.initialise(model, source.image_shape, config.seed), optimizer)
     current = sharding.place(initial, mesh)
-    compiled = jax.jit(
-        functools.partial(
-            steps.train_step,
-            student=model.apply,
-            teacher=teacher and teacher.apply,
-            optimizer=optimizer,
-            objective=objective,
-            ramp=state.distillation_ramp(
-                warmup_epochs=config.dkd.warmup_epochs,
-                form=config.dkd.warmup_form,
-                steps_per_epoch=steps_per_epoch,
-            ),
-            epsilon=state.epsilon_schedule(
-                start=config.dgkd.epsilon,
-                end=config.dgkd.epsilon_end,
-                name=config.dgkd.epsilon_schedule,
-                total_steps=total_steps,
-            ),
-            mean=source.mean,
-            std=source.std,
-            ema_decay=config.optimizer.ema_decay,
+    networks = {
+        "student": model.apply,
+        "teacher": teacher and teacher.apply,
+        "objective": objective,
+        "mean": source.mean,
+        "std": source.std,
+    }
+    train_step = functools.partial(
+        steps.train_step,
+        **networks,
+        optimizer=optimizer,
+        ramp=state.distillation_ramp(
+            warmup_epochs=config.dkd.warmup_epochs,
+            form=config.dkd.warmup_form,
+            steps_per_epoch=steps_per_epoch,
         ),
-        donate_argnums=0,
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, current),
+        epsilon=state.epsilon_schedule(
+            start=config.dgkd.epsilon,
+            end=config.dgkd.epsilon_end,
+            name=config.dgkd.epsilon_schedule,
+            total_steps=total_steps,
+        ),
+        ema_decay=config.optimizer.ema_decay,
+        skip_limit=config.nonfinite_limit,
     )
     program = _Program(
-        train_step=lambda current, batch: compiled(current, teacher and teacher.variables, batch),
+        train_step=jax.jit(
+            train_step, donate_argnums=0, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, current)
+        ),
+        finite_rows=jax.jit(functools.partial(steps.finite_rows, **networks), out_shardings=sharding.replicated(mesh)),
+        teacher=teacher,
         evaluator=Evaluator(model.apply, mesh=mesh, mean=source.mean, std=source.std),
         learning_rate=learning_rate,
-        teacher_fingerprint=teacher and teacher.fingerprint,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
@@ -217,23 +291,35 @@ def _loop(
     config: ConfigDict,
     program: _Program,
     current: state.TrainState,
-    history: History,
+    record: dict[str, Any],
     *,
     source: Source,
     mesh: Mesh,
     checkpoints: checkpoint.Checkpoints,
     workdir: epath.Path,
-) -> tuple[state.TrainState, History]:
+    stop: Callable[[], bool],
+    goodput: Goodput,
+) -> tuple[state.TrainState, dict[str, Any]]:
     """Every step that is left: train, then log, evaluate and save where that is due, in this order."""
     start, total = int(current.step), program.total_steps
+    history = History(**record["history"]) if record else History()
+    goodput.go_on_from(record.get("goodput", {}))
+    # A run that was stopped before or in the evaluation of its last step begins with that evaluation.
+    first = start if record and record["evaluation_due"] else start + 1
     evaluate_every = max(round(config.eval_every * program.steps_per_epoch), 1)
-    batches = source.train_batches(
-        seed=config.seed,
-        batch_size=config.batch_size,
-        start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+    batches = _on_device(
+        source.train_batches(
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        mesh,
+        limit=total - start,
     )
+    # On CPUs, steps of several processes that are in flight together can wait for each other for ever.
+    wait = jax.process_count() > 1 and jax.default_backend() == "cpu"
     progress_line = Progress(
         f"{config.student.model} by {config.method}",
         start=start,
@@ -241,49 +327,91 @@ def _loop(
         steps_per_epoch=program.steps_per_epoch,
         batch_size=config.batch_size,
     )
-    with writer.MetricWriter(workdir, step=start) as out, progress_line as progress:
-        loss = "loss not fetched yet"
+    teacher_variables = program.teacher and program.teacher.variables
+    train_step, loss = None, "loss not fetched yet"
+    with (
+        writer.MetricWriter(workdir, step=start, evaluation_due=first == start) as out,
+        progress_line as progress,
+        Watchdog(config.watchdog_s) as watchdog,
+    ):
         began, seconds_before = time.monotonic(), history.seconds
         logged_step, logged_time = start, began
-        ahead = _on_device(batches, mesh, limit=total - start)
-        for step, batch in zip(range(start + 1, total + 1), ahead, strict=True):
-            current = program.train_step(current, batch)
-            progress.advance()
+        for step in range(first, total + 1):
             last = step == total
+            if step > start:
+                with goodput.measure("data"):
+                    batch = next(batches)
+                if train_step is None:
+                    faults.at("compile")
+                    with goodput.measure("compile"):
+                        train_step = program.train_step.lower(current, teacher_variables, batch).compile()
+                    out.write(step - 1, "goodput", goodput.seconds())
+                    progress.note(f"ready for the first step: {summary(goodput.seconds())}")
+                current = train_step(current, teacher_variables, batch)
+                if wait:
+                    jax.block_until_ready(current)
+                faults.at("step", step)
+                progress.advance()
+                watchdog.beat()
+            stopping = stop()
 
-            if step % config.log_every == 0 or last:
+            if step > start and (step % config.log_every == 0 or last or stopping):
                 values = metrics.compute(current.totals)
-                _check_finite(values, step)
-                current = current.replace(totals=metrics.zeros_like(current.totals))
-                now = time.monotonic()
-                values["learning_rate"] = float(program.learning_rate(step - 1))
-                values["images_per_second"] = (step - logged_step) * config.batch_size / (now - logged_time)
-                logged_step, logged_time = step, now
-                out.write(step, "train", values)
+                _check_skipped(config, program, current, source, mesh)
+                values["skipped_steps"] = int(current.skipped)
+                if step % config.log_every == 0 or last:
+                    current = current.replace(totals=metrics.zeros_like(current.totals))
+                    now = time.monotonic()
+                    values["learning_rate"] = float(program.learning_rate(step - 1))
+                    values["images_per_second"] = (step - logged_step) * config.batch_size / (now - logged_time)
+                    logged_step, logged_time = step, now
+                    out.write(step, "train", values)
                 loss = f"loss {values['loss']:.4f}"
                 progress.metrics(step, loss)
 
-            accuracy = None
-            if step % evaluate_every == 0 or last:
-                evaluation = program.evaluator(
-                    current.evaluated, _eval_batches(config, source, mesh), num_examples=source.num_eval
-                )
-                accuracy = evaluation["accuracy"]
-                history = history.after(step=step, accuracy=accuracy)
+            evaluation_due, accuracy, score = step % evaluate_every == 0 or last, None, None
+            if evaluation_due and not stopping:
+                with goodput.measure("evaluation"):
+                    evaluation = program.evaluator(
+                        current.evaluated,
+                        _eval_batches(config, source, mesh),
+                        num_examples=source.num_eval,
+                        stop=lambda: faults.at("eval") or watchdog.beat() or stop(),
+                    )
+                stopping = evaluation is None
+            if evaluation_due and not stopping:
+                evaluation_due, accuracy = False, evaluation["accuracy"]
+                score = accuracy if config.best_metric == "accuracy" else -evaluation["ce"]
+                history = history.after(step=step, accuracy=accuracy, score=score)
                 out.write(step, "eval", evaluation)
+                out.write(step, "goodput", goodput.seconds())
                 progress.line(step, f"{loss}, {source.eval_split} accuracy {100 * accuracy:.2f} %")
 
-            if accuracy is not None or (config.checkpoint_every and step % config.checkpoint_every == 0):
+            due = accuracy is not None or (config.checkpoint_every and step % config.checkpoint_every == 0)
+            if due or (stopping and step > 0):
                 if step != logged_step:
-                    _check_finite(metrics.compute(current.totals), step)  # never save what is broken
+                    _check_skipped(config, program, current, source, mesh)
                 history = history._replace(seconds=seconds_before + time.monotonic() - began)
                 record = {
-                    "teacher": program.teacher_fingerprint,
+                    "identity": config_rules.identity(config),
+                    "config": config.to_dict(),
+                    "teacher": program.teacher and program.teacher.fingerprint,
                     "history": history._asdict(),
+                    "goodput": goodput.seconds(),
                     "accuracy": accuracy,  # None: this step was not evaluated
+                    "evaluation_due": evaluation_due,
                 }
-                checkpoints.save(current, record=record, accuracy=accuracy)
-    return current, history
+                with goodput.measure("save"):
+                    checkpoints.save(current, record=record, score=score)
+                faults.at("save")
+                watchdog.beat()
+            if last:
+                progress.note(f"where the time went: {summary(goodput.seconds())}")
+            if stopping:
+                raise Preempted(
+                    f"stopped after step {step} of {total}, saved in {workdir}; the same command goes on from there"
+                )
+    return current, record
 
 
 def evaluate(
@@ -292,6 +420,14 @@ def evaluate(
     """`accuracy` and `ce` of any network on the evaluation split of `source`."""
     evaluator = Evaluator(model_apply, mesh=mesh, mean=source.mean, std=source.std)
     return evaluator(variables, _eval_batches(config, source, mesh), num_examples=source.num_eval)
+
+
+def count_correct(
+    config: ConfigDict, model_apply: steps.Apply, variables: Any, *, source: Source, mesh: Mesh, batches: int
+) -> tuple[int, int]:
+    """(correct answers, examples) of any network on the first `batches` batches of the evaluation split."""
+    evaluator = Evaluator(model_apply, mesh=mesh, mean=source.mean, std=source.std)
+    return evaluator.count(variables, itertools.islice(_eval_batches(config, source, mesh), batches))
 
 
 def _eval_batches(config: ConfigDict, source: Source, mesh: Mesh) -> Iterator[dict[str, np.ndarray]]:
@@ -324,35 +460,39 @@ def _round_up(number: int, multiple: int) -> int:
     return math.ceil(number / multiple) * multiple
 
 
-def _claim(workdir: epath.Path, config: ConfigDict, source: Source) -> None:
-    """Write the resolved configuration and what the network sees, or refuse a folder that was claimed by another."""
-    path = workdir / "config.json"
-    if path.exists():
-        recorded = ConfigDict(json.loads(path.read_text()))
-        config_rules.check_same_run(config_rules.identity(recorded), config, workdir=workdir)
-    if jax.process_index() == 0:
-        path.write_text(config.to_json(indent=2) + "\n")
-        # What it takes besides to read the checkpoints where the data set is not.
-        about = {key: getattr(source, key) for key in ("name", "num_classes", "image_shape", "mean", "std")}
-        about["enable_x64"] = jax.config.jax_enable_x64
-        (workdir / "student.json").write_text(json.dumps(about) + "\n")
+def _check_skipped(
+    config: ConfigDict, program: _Program, current: state.TrainState, source: Source, mesh: Mesh
+) -> None:
+    """End the run where the last `config.nonfinite_limit` steps had to be skipped, and say what was wrong in them.
 
-
-def _check_teacher(recorded: str | None, teacher: Teacher | None, workdir: epath.Path) -> None:
-    current = teacher and teacher.fingerprint
-    if recorded != current:
-        raise BadInput(
-            f"{workdir} was trained with another teacher (weights {recorded}, now {current}). "
-            "Give another --workdir, or remove this one."
+    The state is still that before the first of them and a batch is a function of its step, so both can be looked at.
+    """
+    skipped = int(current.skipped_in_a_row)
+    if skipped < config.nonfinite_limit:
+        return
+    bad = int(current.step) - skipped + 1  # the first of them
+    batches = source.train_batches(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=bad - 1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    teacher_variables = program.teacher and program.teacher.variables
+    finite = program.finite_rows(current, teacher_variables, sharding.to_global(next(batches), mesh))
+    rows = {name: np.flatnonzero(~np.asarray(finite[name])) for name in steps.PARTS if name in finite}
+    parts = [name for name, bad_rows in rows.items() if bad_rows.size]
+    if parts:
+        ids = source.train_ids(seed=config.seed, batch_size=config.batch_size, step=bad - 1)
+        where = [ids[row] for row in rows[parts[0]]]
+        what = (
+            f"{', '.join(parts)} in {len(where)} of {config.batch_size} examples of step {bad}: "
+            f"{', '.join(where[:4])}{', …' if len(where) > 4 else ''}"
         )
-
-
-def _check_finite(values: dict[str, float], step: int) -> None:
-    if not math.isfinite(values["loss"]):
-        parts = [name for name in ("ce", "kd", "tckd", "nckd", "logit_mse", "coupling") if name in values]
-        bad = [name for name in parts if not math.isfinite(values[name])]
-        raise NumericFailure(
-            f"the loss is not finite at or shortly before step {step} "
-            f"(not finite: {', '.join(bad) or 'only their sum'}). "
-            "Try a lower optimizer.learning_rate, optimizer.clip_norm=5, or a smaller dgkd.epsilon."
-        )
+    else:
+        what = "only the gradient with respect to the parameters"
+    raise NumericFailure(
+        f"{config.nonfinite_limit} steps in a row, from step {bad} on, had a loss or gradient that is not finite "
+        f"({what}). Nothing of them was saved. "
+        "Try a lower optimizer.learning_rate, optimizer.clip_norm=5, or a smaller dgkd.epsilon."
+    )

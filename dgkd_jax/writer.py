@@ -1,11 +1,14 @@
 """Where metrics go: `metrics.jsonl`, one object a line, and TensorBoard events. Only the first process writes."""
 
 import json
+import logging
 import math
 from typing import Any
 
 import jax
 from etils import epath
+
+from dgkd_jax.errors import StorageFailure
 
 
 class MetricWriter:
@@ -15,44 +18,65 @@ class MetricWriter:
         workdir: an existing folder.
         step: the step that the run continues from. Lines beyond it, written before an interruption and about to be
             written again, are dropped, so that an interrupted run leaves the same file as an uninterrupted one.
+        evaluation_due: the run continues with the evaluation of that step; what is there of it is dropped too.
     """
 
-    def __init__(self, workdir: epath.Path, *, step: int):
+    def __init__(self, workdir: epath.Path, *, step: int, evaluation_due: bool = False):
         self._active = jax.process_index() == 0
         if not self._active:
             return
         from clu import metric_writers  # imports TensorFlow
 
+        self._workdir = workdir
         path = workdir / "metrics.jsonl"
-        kept = [line for line in _lines(path) if line["step"] <= step] if step else []
+
+        def is_kept(line: dict[str, Any]) -> bool:
+            return line["step"] < step or (line["step"] == step and (line["kind"] == "train" or not evaluation_due))
+
+        kept = [line for line in _lines(path) if is_kept(line)] if step else []
         temporary = workdir / "metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.rename(path)
+        temporary.replace(path)
         self._file = path.open("a")
         self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._active:
+    def __exit__(self, kind, error, _) -> None:
+        if not self._active:
+            return
+        try:
             self._file.close()
             self._tensorboard.close()
+        except Exception as failure:
+            if error is None:
+                raise self._not_written(failure) from failure
+            logging.error("%s", self._not_written(failure))  # the error that is on its way says more
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One line {"step", "kind", …values}, and one TensorBoard scalar `kind/name` for each value.
 
         Args:
             step: number of steps done.
-            kind: "train" (means since the last such line) or "eval".
+            kind: "train" (means since the last such line), "eval" or "goodput" (seconds).
             values: NaN and infinities are written as null in the JSON.
         """
         if not self._active:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
-        self._file.flush()
-        self._tensorboard.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+            self._file.flush()
+            self._tensorboard.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+        except Exception as failure:  # TensorBoard's thread hands its errors on in types of its own
+            raise self._not_written(failure) from failure
+
+    def _not_written(self, failure: Exception) -> StorageFailure:
+        return StorageFailure(
+            f"metrics could not be written in {self._workdir}: {' '.join(str(failure).split())[:300]}. "
+            "Make room or mend the storage, then give the same command again; it goes on from the newest checkpoint."
+        )
 
 
 def _lines(path: epath.Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or it is not used."""
 
+import errno
 import json
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dgkd_jax import checkpoint, sharding, state
-from dgkd_jax.errors import BadInput
+from dgkd_jax.errors import BadInput, NumericFailure
 
 
 def make_state(step: int, *, seed: int = 0) -> state.TrainState:
@@ -36,7 +37,7 @@ def assert_bit_equal(a, b):
 def save(directory, steps_and_accuracies, *, keep=3):
     with checkpoint.Checkpoints(directory, keep=keep) as checkpoints:
         for step, accuracy in steps_and_accuracies:
-            checkpoints.save(make_state(step), record={"note": f"at {step}"}, accuracy=accuracy)
+            checkpoints.save(make_state(step), record={"note": f"at {step}"}, score=accuracy)
 
 
 def data_file(directory):
@@ -64,7 +65,7 @@ def test_what_was_saved_does_not_change_when_its_buffers_are_donated(tmp_path):
     step = jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)
     with checkpoint.Checkpoints(tmp_path / "c", keep=3) as checkpoints:
         current = make_state(5)
-        checkpoints.save(current, record={}, accuracy=None)
+        checkpoints.save(current, record={}, score=None)
         for _ in range(3):
             current = step(current)
         jax.block_until_ready(current)
@@ -164,7 +165,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(tmp_path
         assert_bit_equal(restored, make_state(1))
         assert record == {"note": "at 1"}
         assert (tmp_path / "damaged_checkpoints" / "2").exists()
-        checkpoints.save(make_state(2), record={"note": "again"}, accuracy=0.6)
+        checkpoints.save(make_state(2), record={"note": "again"}, score=0.6)
     with checkpoint.Checkpoints(tmp_path / "c", keep=3) as checkpoints:
         restored, record = checkpoints.restore(make_state(0))
         assert_bit_equal(restored, make_state(2))
@@ -189,3 +190,52 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
         checkpoints.save(make_state(4), record={"note": "second"})
         _, record = checkpoints.restore(make_state(0))
     assert record == {"note": "first"}
+
+
+def test_what_an_evaluation_adds_replaces_the_checkpoint_of_the_step(tmp_path):
+    with checkpoint.Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        checkpoints.save(make_state(4), record={"note": "stopped before its evaluation"})
+        checkpoints.save(make_state(4), record={"note": "evaluated"}, score=0.9)
+        checkpoints.save(make_state(5), record={"note": "newest"}, score=0.1)
+    with checkpoint.Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        assert checkpoints.steps == [4, 5]  # 4 has a score now, the best
+        _, record = checkpoints.restore(make_state(0), step=4)
+    assert record == {"note": "evaluated"}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, bad):
+    state = make_state(3)
+    state = state.replace(params={**state.params, "bias": state.params["bias"].at[0].set(bad)})
+    with checkpoint.Checkpoints(tmp_path / "c", keep=1) as checkpoints:
+        with pytest.raises(NumericFailure, match="after step 3 has values that are not finite; it is not saved"):
+            checkpoints.save(state, record={})
+        assert checkpoints.steps == []
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "no"), OSError(errno.EIO, "no"), ValueError("UNAVAILABLE: try later")]
+)
+def test_storage_that_does_not_answer_for_now_is_no_damage(tmp_path, monkeypatch, error):
+    save(tmp_path / "c", [(1, 0.5), (2, 0.6)])
+
+    def fail(*_):
+        raise error
+
+    with checkpoint.Checkpoints(tmp_path / "c", keep=3) as checkpoints:
+        monkeypatch.setattr(checkpoints, "_read", fail)
+        with pytest.raises(type(error)):
+            checkpoints.restore(make_state(0))
+        assert checkpoints.steps == [1, 2]
+    assert not (tmp_path / "damaged_checkpoints").exists()
+
+
+def test_a_checkpoint_that_is_not_accepted_ends_the_search(tmp_path):
+    save(tmp_path / "c", [(1, 0.5), (2, 0.6)])
+
+    def refuse(record):
+        raise BadInput(record["note"])
+
+    with checkpoint.Checkpoints(tmp_path / "c", keep=3) as checkpoints, pytest.raises(BadInput, match="^at 2$"):
+        checkpoints.restore(make_state(0), accept=refuse)
+    assert not (tmp_path / "damaged_checkpoints").exists()

@@ -134,7 +134,7 @@ def test_best_is_the_most_accurate_and_not_the_newest(run, tmp_path):
             history = train.History(last_accuracy=accuracy, best_accuracy=0.9, best_step=2)
             record = {"teacher": None, "history": history._asdict(), "accuracy": accuracy}
             state = jax.tree.map(lambda leaf, step=step: jnp.full(leaf.shape, step, leaf.dtype), like)
-            checkpoints.save(state, record=record, accuracy=accuracy)
+            checkpoints.save(state, record=record, score=accuracy)
     for which, step, accuracy in (("best", 2, 0.9), ("last", 4, 0.5)):
         student = export.read(tmp_path, step=which)
         assert (student.step, student.accuracy) == (step, accuracy)

@@ -19,7 +19,11 @@ ALLOWED = {
     "models": set(),
     "sharding": set(),
     "progress": set(),
-    "writer": set(),
+    "goodput": set(),
+    "watchdog": set(),
+    "faults": set(),
+    "interruption": set(),
+    "writer": {"errors"},
     "data": {"errors", "sharding"},
     "torch_names": {"errors"},
     "weight_files": {"errors"},
@@ -30,9 +34,10 @@ ALLOWED = {
     "evaluate": {"metrics", "sharding", "steps"},
     "config": {"data", "errors", "losses", "models", "steps"},
     "command_line": {"config", "errors"},
+    "ownership": {"config", "data", "errors"},
     "train": {
-        "checkpoint", "config", "data", "errors", "evaluate", "metrics", "models", "progress", "sharding", "state",
-        "steps", "writer",
+        "checkpoint", "config", "data", "errors", "evaluate", "faults", "goodput", "metrics", "models", "ownership",
+        "progress", "sharding", "state", "steps", "watchdog", "writer",
     },
     "job": {
         "checkpoint", "config", "data", "errors", "models", "progress", "sharding", "steps", "torch_port", "train",
@@ -40,7 +45,7 @@ ALLOWED = {
     },
     "export": {"__version__", "checkpoint", "errors", "models", "torch_port", "train", "weight_files"},
     "parity": {"errors", "losses", "models", "state", "steps", "torch_port"},
-    "main": {"command_line", "config", "errors", "job"},
+    "main": {"command_line", "config", "errors", "interruption", "job"},
 }  # fmt: skip
 
 

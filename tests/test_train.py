@@ -1,16 +1,18 @@
 """The loop: where a run is interrupted does not show in what it leaves."""
 
 import json
+import os
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from configs import mnist5k
-from dgkd_jax import checkpoint, models, sharding, steps, train
+from dgkd_jax import checkpoint, goodput, models, ownership, sharding, steps, train
 from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
-from dgkd_jax.errors import BadInput, NumericFailure
+from dgkd_jax.errors import BadInput, NumericFailure, Preempted
 
 EPOCH = 4  # steps
 
@@ -65,20 +67,24 @@ def a_teacher(config, source, mesh) -> train.Teacher:
     return train.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
 
 
-def fit(config, workdir, *, stop_after=None, teacher=None, mesh=None):
-    source = data_lib.open_source(config.data)
+def fit(config, workdir, *, stop_after=None, teacher=None, mesh=None, source=None, **more):
+    source = source or data_lib.open_source(config.data)
     mesh = mesh or sharding.make_mesh()
     if config.method != "ce" and teacher is None:
         teacher = a_teacher(config, source, mesh)
     if stop_after is not None:
         source = Stopping(source, stop_after)
-    return train.fit(config, workdir=workdir, source=source, mesh=mesh, teacher=teacher)
+    return train.fit(config, workdir=workdir, source=source, mesh=mesh, teacher=teacher, **more)
 
 
 def lines(workdir):
-    """metrics.jsonl without the rates, which are measured."""
+    """metrics.jsonl without rates and times, which are measured."""
     parsed = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in parsed]
+    return [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in parsed
+        if line["kind"] != "goodput"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,33 @@ def test_an_interrupted_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, uni
         fit(carrying_state(), tmp_path, stop_after=stop_after, mesh=one_device)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert 0 < max(saved) < 2 * EPOCH
+    found = fit(carrying_state(), tmp_path, mesh=one_device)
+    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert lines(tmp_path) == lines(folder)
+    assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
+
+
+class Asked:
+    """Says to stop at the `number`-th question: one after each step and each batch of an evaluation."""
+
+    def __init__(self, number):
+        self._left = number
+
+    def __call__(self):
+        self._left -= 1
+        return self._left < 0
+
+
+# Of 3 evaluation batches each; questions 0–3 follow steps 1–4, 4–6 the batches of the first evaluation, …
+@pytest.mark.parametrize(("question", "saved"), [(0, 1), (2, 3), (4, 4), (6, 4), (8, 6), (10, 8), (13, 8)])
+def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
+    tmp_path, one_device, uninterrupted, question, saved
+):
+    expected, folder = uninterrupted
+    with pytest.raises(Preempted, match=f"stopped after step {saved} of 8"):
+        fit(carrying_state(), tmp_path, mesh=one_device, stop=Asked(question))
+    assert (tmp_path / "checkpoints" / str(saved)).exists()
     found = fit(carrying_state(), tmp_path, mesh=one_device)
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
@@ -193,11 +226,77 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused_with_one_that_does(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
-    with pytest.raises(NumericFailure, match=r"not finite at or shortly before step \d+ .not finite: ce"):
-        fit(tiny(**{"optimizer.learning_rate": 1e30, "epochs": 4}), tmp_path)
+def test_a_loss_that_stays_not_finite_ends_the_run_and_is_never_saved(tmp_path):
+    with pytest.raises(
+        NumericFailure, match=r"3 steps in a row, from step 2 on, .*student logits, CE in 16 of 16 .*1/0"
+    ):
+        fit(tiny(**{"optimizer.learning_rate": 1e30, "nonfinite_limit": 3, "eval_every": 2.0}), tmp_path)
     saved = [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert saved == []
+
+
+class WithBadPixels:
+    """A source of float images in which those of the examples `bad`, (step, row) counted from 0, are NaN."""
+
+    def __init__(self, source, bad):
+        self._source, self._bad = source, bad
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def train_batches(self, *, start_step, **arguments):
+        for step, batch in enumerate(self._source.train_batches(start_step=start_step, **arguments), start_step):
+            image = batch["image"].astype(np.float32) / 64 - 2
+            for bad_step, row in self._bad:
+                if bad_step == step:
+                    image[row] = np.nan
+            yield batch | {"image": image}
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_leave_nothing(tmp_path, one_device):
+    config = tiny(nonfinite_limit=3, log_every=1)
+    bad = WithBadPixels(data_lib.open_source(config.data), [(2, 5), (3, 0), (6, 1)])
+    trained = fit(config, tmp_path, source=bad, mesh=one_device)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.variables))
+    training = [line for line in lines(tmp_path) if line["kind"] == "train"]
+    assert [line["skipped_steps"] for line in training] == [0, 0, 1, 2, 2, 2, 3, 3]
+    assert [line["loss"] is None for line in training] == [False, False, True, True, False, False, True, False]
+
+
+def test_too_many_bad_steps_in_a_row_name_step_part_and_example(tmp_path):
+    config = tiny(nonfinite_limit=3, log_every=8, eval_every=2.0, method="dgkd")
+    bad = WithBadPixels(data_lib.open_source(config.data), [(step, row) for step in (3, 4, 5) for row in (5, 9)])
+    with pytest.raises(
+        NumericFailure, match=r"3 steps in a row, from step 4 on, .*\(teacher logits, .* of step 4: generated 3/"
+    ) as failure:
+        fit(config, tmp_path, source=bad)
+    assert "NCKD" in str(failure.value)
+    assert "coupling" in str(failure.value)
+
+
+def test_a_run_in_use_is_refused(tmp_path):
+    with ownership.lock(tmp_path), pytest.raises(BadInput, match=f"in use by another job .process {os.getpid()} on"):
+        fit(tiny(), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_and_not_taken_for_damaged(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[1], tmp_path / "copy")
+    (tmp_path / "copy" / "config.json").unlink()
+    config = carrying_state()
+    config.update_from_flattened_dict({"student.model": "small_cnn_w24"})
+    with pytest.raises(BadInput, match="student.model='small_cnn_w8' there, 'small_cnn_w24' here"):
+        fit(config, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "damaged_checkpoints").exists()
+
+
+def test_time_is_accounted_for_in_parts(uninterrupted):
+    _, workdir = uninterrupted
+    parsed = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    times = [line for line in parsed if line["kind"] == "goodput"]
+    assert [line["step"] for line in times] == [0, 4, 8]
+    assert set(times[0]) == {"step", "kind", *goodput.PARTS}
+    assert all(line[part] >= 0 for line in times for part in goodput.PARTS)
 
 
 def test_statistics_within_groups_differ_from_those_of_the_whole_batch(tmp_path):
@@ -227,5 +326,12 @@ def test_resolved_configuration_is_left_as_json(uninterrupted):
 def test_history_keeps_the_first_of_the_best():
     history = train.History()
     for step, accuracy in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
-        history = history.after(step=step, accuracy=accuracy)
-    assert history[:3] == (0.6, 0.7, 2)
+        history = history.after(step=step, accuracy=accuracy, score=accuracy)
+    assert history[:4] == (0.6, 0.7, 0.7, 2)
+
+
+def test_the_best_evaluation_is_that_of_the_metric_asked_for(tmp_path):
+    trained = fit(tiny(best_metric="ce", epochs=3), tmp_path)
+    evaluations = [line for line in lines(tmp_path) if line["kind"] == "eval"]
+    best = min(evaluations, key=lambda line: line["ce"])
+    assert (trained.history.best_step, trained.history.best_accuracy) == (best["step"], best["accuracy"])

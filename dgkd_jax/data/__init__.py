@@ -63,8 +63,11 @@ class Source(Protocol):
 
         Raises:
             BadInput: the batch cannot be divided over the processes or readers, or is larger than the split;
-                while iterating: an image cannot be used.
+                while iterating: a file is missing or damaged, more images than allowed cannot be decoded.
         """
+
+    def train_ids(self, *, seed: int, batch_size: int, step: int) -> list[str]:
+        """What names the examples of one global batch to a person: file and place in it."""
 
     def eval_batches(
         self, *, batch_size: int, process_index: int = 0, process_count: int = 1
@@ -155,6 +158,7 @@ def open_source(data: Any) -> Source:
         eval_resize=data.eval_resize,
         shuffle_buffer=data.shuffle_buffer,
         readers=data.readers,
+        max_bad_images=data.max_bad_images,
     )
 
 

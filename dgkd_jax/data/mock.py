@@ -41,6 +41,9 @@ class MockSource:
 
         return batches()
 
+    def train_ids(self, *, seed: int, batch_size: int, step: int) -> list[str]:
+        return [f"generated {step}/{row}" for row in range(batch_size)]
+
     def eval_batches(
         self, *, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:

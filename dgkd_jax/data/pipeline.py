@@ -14,7 +14,9 @@ is what a set larger than memory needs; the buffer fills anew in each epoch, whi
 
 import contextlib
 import dataclasses
+import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,6 +44,7 @@ class TfdsSource:
         eval_resize: shorter side before the central crop, pixels; 0 = not resized.
         shuffle_buffer: records; 0 = records stay in memory and are shuffled whole.
         readers: pieces in which the training split is read.
+        max_bad_images: training images that may be impossible to decode before that is an error.
     """
 
     name: str
@@ -57,6 +60,8 @@ class TfdsSource:
     eval_resize: int
     shuffle_buffer: int
     readers: int
+    max_bad_images: int = 0
+    _bad: set[str] = dataclasses.field(default_factory=set, repr=False)  # ids of those found so far
     _held: dict = dataclasses.field(default_factory=dict, repr=False)  # records in memory, by (split, start, stop)
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -65,25 +70,78 @@ class TfdsSource:
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        steps = self.steps_per_epoch(batch_size)
-        readers = order.readers_of_process(self.readers, batch_size, process_index, process_count)
         rows = order.rows_of_process(batch_size, process_index, process_count)
-        examples, lookup = self._epochs(
-            seed=seed, batch_size=batch_size, steps=steps, start_step=start_step, readers=readers
-        )
-        if self.readers == 1 and process_count > 1:
-            examples = examples.filter(
-                lambda place, _: (
-                    (place % _EPOCH_STRIDE % batch_size >= rows.start)
-                    & (place % _EPOCH_STRIDE % batch_size < rows.stop)
+        readers = order.readers_of_process(self.readers, batch_size, process_index, process_count)
+
+        def examples_from(step: int) -> tuple[tf.data.Dataset, Callable, Callable]:
+            """(place, element) of this process's rows from `step` on; `load`: these -> example; `lookup` as below."""
+            examples, lookup = self._epochs(seed=seed, batch_size=batch_size, start_step=step, readers=readers)
+            if self.readers == 1 and process_count > 1:
+                examples = examples.filter(
+                    lambda place, _: (
+                        (place % _EPOCH_STRIDE % batch_size >= rows.start)
+                        & (place % _EPOCH_STRIDE % batch_size < rows.stop)
+                    )
                 )
-            )
 
-        def load(place, element):
-            record = lookup(element)
-            return self._example(record, self._train_image(record["image"], tf.stack([_int64(seed), place])))
+            def load(place, element):
+                record = lookup(element)
+                return self._example(record, self._train_image(record["image"], tf.stack([_int64(seed), place])))
 
-        return self._numpy_batches(_batched(examples.map(load, num_parallel_calls=_PARALLEL), len(rows)))
+            return examples, load, lookup
+
+        def batches():
+            undecodable = (
+                tf.errors.InvalidArgumentError
+            )  # `tf` may be gone when an unfinished generator is closed at exit
+            step = start_step
+            while True:
+                examples, load, _ = examples_from(step)
+                try:
+                    for batch in _batched(examples, load, len(rows)):
+                        yield batch
+                        step += 1
+                except undecodable as error:
+                    examples, load, lookup = examples_from(step)
+                    yield self._without_bad_images(examples.take(len(rows)), load, lookup, error)
+                    step += 1
+
+        self.steps_per_epoch(batch_size)
+        return self._explaining(batches())
+
+    def train_ids(self, *, seed: int, batch_size: int, step: int) -> list[str]:
+        examples, lookup = self._epochs(seed=seed, batch_size=batch_size, start_step=step, readers=range(self.readers))
+        return [lookup(element)["tfds_id"].numpy().decode() for _, element in examples.take(batch_size)]
+
+    def _without_bad_images(
+        self, examples: tf.data.Dataset, load: Callable, lookup: Callable, error: Exception
+    ) -> dict[str, np.ndarray]:
+        """The rows of one batch, an image that cannot be decoded replaced by the next one of the batch that can.
+
+        So a batch stays a function of seed and step alone.
+
+        Raises:
+            BadInput: there are more such images than allowed, or none that can be decoded.
+        """
+        rows = []
+        for place, element in examples:
+            try:
+                rows.append({key: value.numpy() for key, value in load(place, element).items()})
+            except tf.errors.InvalidArgumentError as bad:
+                rows.append(None)
+                name = lookup(element)["tfds_id"].numpy().decode()
+                if name not in self._bad:
+                    self._bad.add(name)
+                    logging.error("image %s of %s cannot be decoded: %s", name, self.name, _reason(bad))
+        good = [index for index, row in enumerate(rows) if row]
+        if len(self._bad) > self.max_bad_images or not good:
+            raise BadInput(
+                f"{self.name} in {self.builder.data_dir}: {len(self._bad)} training image(s) cannot be decoded, where "
+                f"config.data.max_bad_images={self.max_bad_images}: {', '.join(sorted(self._bad)[:8])}. "
+                "Mend the files, or allow more to be replaced by their neighbours."
+            ) from error
+        whole = [rows[next((g for g in good if g >= index), good[0])] for index in range(len(rows))]
+        return {key: np.stack([row[key] for row in whole]) for key in whole[0]}
 
     def eval_batches(
         self, *, batch_size: int, process_index: int = 0, process_count: int = 1
@@ -100,17 +158,17 @@ class TfdsSource:
                 record = lookup(element)
                 return self._example(record, self._eval_image(record["image"]))
 
-            batches = self._numpy_batches(_batched(elements.map(load, num_parallel_calls=_PARALLEL), share))
+            batches = self._explaining(_batched(elements, load, share))
         return self._padded(batches, share, count)
 
     def _epochs(
-        self, *, seed: int, batch_size: int, steps: int, start_step: int, readers: range
+        self, *, seed: int, batch_size: int, start_step: int, readers: range
     ) -> tuple[tf.data.Dataset, Callable]:
         """(place, element) of all examples of these readers from `start_step` on; `lookup`: element -> record."""
         pieces = {reader: order.piece(self.num_train, reader, self.readers) for reader in readers}
         first, last = pieces[readers[0]][0], pieces[readers[-1]][1]
         held = None if self.shuffle_buffer else self._load("train", first, last)
-        rows = batch_size // self.readers
+        rows, steps = batch_size // self.readers, self.steps_per_epoch(batch_size)
         start_epoch, start_in_epoch = divmod(start_step, steps)
 
         def elements_of(reader, epoch):
@@ -167,6 +225,7 @@ class TfdsSource:
             num_parallel_calls_for_decode=_PARALLEL,
             try_autocache=False,
             skip_prefetch=True,
+            add_tfds_id=True,
         )
         return self.builder.as_dataset(
             split=f"{split}[{start}:{stop}]",
@@ -185,7 +244,7 @@ class TfdsSource:
             dataset = self._read(split, start, stop, files_at_once=1).batch(stop - start)
             with self._reading():
                 records = dataset.get_single_element()
-            self._held[key] = {"image": records["image"], "label": records["label"]}
+            self._held[key] = {name: records[name] for name in ("image", "label", "tfds_id")}
         return self._held[key]
 
     def _train_image(self, encoded: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
@@ -209,8 +268,7 @@ class TfdsSource:
             "label": tf.cast(record["label"], tf.int32),
         }
 
-    def _numpy_batches(self, dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
-        batches = dataset.as_numpy_iterator()
+    def _explaining(self, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
         while True:
             with self._reading():
                 batch = next(batches, None)
@@ -224,8 +282,24 @@ class TfdsSource:
         try:
             yield
         except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-            reason = error.message.strip().splitlines()[0]
-            raise BadInput(f"{self.name} in {self.builder.data_dir} cannot be read: {reason}") from error
+            why = self._first_damage() or _reason(error)
+            raise BadInput(f"{self.name} in {self.builder.data_dir} cannot be read: {why}") from error
+
+    def _first_damage(self) -> str | None:
+        """The first file or image, in the order of the files, that cannot be read; reads all of them."""
+        for split in ("train", self.eval_split):
+            for file in self.builder.info.splits[split].filepaths:
+                try:
+                    for _ in tf.data.TFRecordDataset(os.fspath(file)):
+                        pass
+                except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+                    return f"{file}: {_reason(error)}"
+            for record in self._read(split, 0, self.builder.info.splits[split].num_examples, files_at_once=1):
+                try:
+                    tf.io.decode_image(record["image"])
+                except tf.errors.InvalidArgumentError as error:
+                    return f"image {record['tfds_id'].numpy().decode()}: {_reason(error)}"
+        return None
 
     def _padded(self, batches: Iterator, share: int, count: int) -> Iterator[dict[str, np.ndarray]]:
         """Exactly `count` batches of `share` examples, with a mask that is False on padding."""
@@ -239,6 +313,11 @@ class TfdsSource:
             yield {**padded, "mask": np.arange(share) < real}
 
 
+def _reason(error: tf.errors.OpError) -> str:
+    """What an error says, without the names of TensorFlow's graph around it."""
+    return re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message.strip().splitlines()[0]).strip()
+
+
 def _int64(value: int) -> tf.Tensor:
     return tf.constant(value, tf.int64)
 
@@ -249,8 +328,9 @@ def _lookup_in(records: dict[str, tf.Tensor] | None) -> Callable:
     return lambda index: {key: values[index] for key, values in records.items()}
 
 
-def _batched(examples: tf.data.Dataset, size: int) -> tf.data.Dataset:
+def _batched(elements: tf.data.Dataset, load: Callable, size: int) -> Iterator[dict[str, np.ndarray]]:
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.enabled = False  # everything is given a number above
-    return examples.batch(size).prefetch(_BATCHES_AHEAD).with_options(options)
+    options.autotune.enabled = False  # everything is given a number here
+    batches = elements.map(load, num_parallel_calls=_PARALLEL).batch(size)
+    return batches.prefetch(_BATCHES_AHEAD).with_options(options).as_numpy_iterator()
