@@ -40,6 +40,8 @@ def get_config() -> ConfigDict:
     config.data.std = ()  # likewise
     config.data.shuffle_buffer = 0  # records in each reader's shuffle buffer; 0 = all of its piece
     config.data.readers = 1  # pieces that a split is read in; with P processes each reads readers/P of them
+    config.data.train_examples = 0  # use only the first so many training images; 0 = all; generated ones: see mock_*
+    config.data.label_noise = 0.0  # part of the training labels replaced by another class, for good
     config.data.max_bad_images = 0  # training images that cannot be decoded and are replaced by their neighbours
     config.data.mock = False  # generated images of the right shapes (and random teacher weights where none are there)
     config.data.mock_train_examples = 1024  # generated images in an epoch

@@ -84,6 +84,8 @@ RULES: dict[str, Rule] = {
     ),
     "data.shuffle_buffer": _NOT_NEGATIVE,
     "data.readers": _COUNT,
+    "data.train_examples": _NOT_NEGATIVE,
+    "data.label_noise": _number(0, 1, open_high=True),
     "data.max_bad_images": _NOT_NEGATIVE,
     "data.mock": _SWITCH,
     "data.mock_train_examples": _COUNT,

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     try:
         command_line.parse(argv, usage=__doc__)
         config.validate(_CONFIG.value)
-        _set_up(_CONFIG.value)
+        set_up(_CONFIG.value)
         _join_processes(_CONFIG.value)
         with Interruption() as interruption:
             results = job.run(_CONFIG.value, _WORKDIR.value, stop=interruption.agreed)
@@ -35,11 +35,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _set_up(settings) -> None:
+def set_up(settings) -> None:
+    """Settings of the process: noise of libraries, compilation cache, precision."""
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)  # TensorFlow only reads data here; its notes on CPUs are noise
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant, such as reading only
+    for library in ("absl", "tensorflow"):  # Orbax warns of what is meant, TFDS of what it does itself
+        logging.getLogger(library).setLevel(logging.ERROR)
     if settings.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

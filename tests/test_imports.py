@@ -45,6 +45,7 @@ ALLOWED = {
     },
     "export": {"__version__", "checkpoint", "errors", "models", "torch_port", "train", "weight_files"},
     "parity": {"errors", "losses", "models", "state", "steps", "torch_port"},
+    "study": {"config", "errors", "job", "main"},
     "main": {"command_line", "config", "errors", "interruption", "job"},
 }  # fmt: skip
 

@@ -150,7 +150,7 @@ def open_source(data: Any) -> Source:
     return TfdsSource(
         **shared,
         num_classes=builder.info.features["label"].num_classes,
-        num_train=splits["train"].num_examples,
+        num_train=_train_examples(data, splits["train"].num_examples),
         num_eval=splits[eval_split].num_examples,
         eval_split=eval_split,
         builder=builder,
@@ -159,7 +159,14 @@ def open_source(data: Any) -> Source:
         shuffle_buffer=data.shuffle_buffer,
         readers=data.readers,
         max_bad_images=data.max_bad_images,
+        label_noise=data.label_noise,
     )
+
+
+def _train_examples(data: Any, there: int) -> int:
+    if data.train_examples > there:
+        raise BadInput(f"config.data.train_examples={data.train_examples}: {data.name} has {there} training images")
+    return data.train_examples or there
 
 
 def _check_view(data: Any, entry: datasets.DataSet) -> int:
