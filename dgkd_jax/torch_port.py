@@ -24,7 +24,7 @@ from dgkd_jax.models import swin
 from dgkd_jax.torch_names import entry_name
 from dgkd_jax.weight_files import DOWNLOADS, load
 
-__all__ = ["DOWNLOADS", "from_torch", "load", "to_torch"]
+__all__ = ["DOWNLOADS", "classes_of", "from_torch", "load", "to_torch"]
 
 # A kernel's axes, by rank: convolution HWIO <-> OIHW, linear [in, out] <-> [out, in].
 _TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
@@ -113,6 +113,24 @@ def to_torch(
     for path, leaf in leaves.items():
         state_dict[entry_name(path, name)] = _transposed(path, np.asarray(leaf), _TORCH_AXES)
     return state_dict | _buffers(state_dict)
+
+
+def classes_of(state_dict: Mapping[str, np.ndarray], name: str) -> int:
+    """Number of classes of a model's PyTorch entries: the size of their head.
+
+    Args:
+        state_dict: entry name -> array in PyTorch's layout.
+        name: the model's; it says which entries are the head.
+
+    Raises:
+        BadInput: the head's entries are missing, or differ in size.
+    """
+    head = [entry for entry, shape in _marked_shapes(name).items() if _MARK in shape]
+    sizes = {np.shape(state_dict.get(entry, ()))[:1] for entry in head}
+    if len(sizes) != 1 or sizes == {()}:
+        given = {entry: np.shape(array) for entry, array in state_dict.items()}
+        raise BadInput(f"these PyTorch entries have no head of {name} ({', '.join(head)}). {_what_fits(given)}")
+    return int(sizes.pop()[0])
 
 
 def _with_fresh_head(
