@@ -103,9 +103,13 @@ def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: 
             print(f"mock run: {weights} is no file here, the teacher has random weights", file=sys.stderr)
             host_variables, origin = models.initialise(model, source.image_shape, config.teacher.seed), "random"
         else:
-            host_variables = torch_port.from_torch(
-                torch_port.load(weights), model, config.teacher.model, image_shape=source.image_shape
-            )
+            entries = torch_port.load(weights)
+            try:
+                host_variables = torch_port.from_torch(
+                    entries, model, config.teacher.model, image_shape=source.image_shape
+                )
+            except BadInput as error:
+                raise BadInput(f"config.teacher.weights={weights}: {error}") from error
             origin = weights
         variables = sharding.place(host_variables, mesh)
         accuracy = train.evaluate(config, model.apply, variables, source=source, mesh=mesh)["accuracy"]

@@ -74,7 +74,7 @@ def from_torch(
         state_dict = _with_fresh_head(state_dict, model, name, image_shape, expected)
     given = _without_buffers({entry: np.shape(array) for entry, array in state_dict.items()}, expected)
     if problems := _differences(given, expected):
-        raise BadInput(f"these PyTorch entries are not those of {name}:\n{problems}\n{_what_fits(given)}")
+        raise BadInput(f"these PyTorch entries are not those of {name}: {problems}. {_what_fits(given)}")
     for entry in expected:
         _check_numbers(entry, state_dict[entry])
     for entry, buffer in _buffers(expected).items():
@@ -108,7 +108,7 @@ def to_torch(
     expected, _ = _leaves(models.shapes(model, image_shape or model.image_shape))
     leaves, _ = _leaves(variables)
     if problems := _differences(_shapes(leaves), _shapes(expected)):
-        raise BadInput(f"these variables are not those of {name}:\n{problems}")
+        raise BadInput(f"these variables are not those of {name}: {problems}")
     state_dict = {}
     for path, leaf in leaves.items():
         state_dict[entry_name(path, name)] = _transposed(path, np.asarray(leaf), _TORCH_AXES)
@@ -126,8 +126,8 @@ def classes_of(state_dict: Mapping[str, np.ndarray], name: str) -> int:
         BadInput: the head's entries are missing, or differ in size.
     """
     head = [entry for entry, shape in _marked_shapes(name).items() if _MARK in shape]
-    sizes = {np.shape(state_dict.get(entry, ()))[:1] for entry in head}
-    if len(sizes) != 1 or sizes == {()}:
+    sizes = {np.shape(state_dict.get(entry, 0))[:1] for entry in head}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
         given = {entry: np.shape(array) for entry, array in state_dict.items()}
         raise BadInput(f"these PyTorch entries have no head of {name} ({', '.join(head)}). {_what_fits(given)}")
     return int(sizes.pop()[0])
@@ -204,7 +204,7 @@ def _differences(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> s
             if given.get(entry, shape) != shape
         ],
     }
-    return "\n".join(f"  {kind}: {_first_few(found)}" for kind, found in kinds.items() if found)
+    return "; ".join(f"{kind}: {_first_few(found)}" for kind, found in kinds.items() if found)
 
 
 def _first_few(found: list[str]) -> str:

@@ -90,7 +90,7 @@ def _setting(name: str, weights: str | None, num_classes: int | None, dtype: str
     try:
         model = models.create(name, num_classes=CLASSES if num_classes is None else num_classes, dtype=dtype)
     except ValueError as error:
-        raise BadInput(f"--name={name}, --num_classes={num_classes}: {error}") from error
+        raise BadInput(str(error)) from error
     if weights is None:
         return Setting(name, model, _random_entries(model, name, seed), f"random weights of seed {seed}")
     entries = torch_port.load(weights)
@@ -119,8 +119,11 @@ def _random_entries(model: Any, name: str, seed: int) -> Entries:
 
 def _entries(variables: dict, model: Any, name: str) -> Entries:
     """`to_torch` without the buffers."""
-    entries = torch_port.to_torch(variables, model, name)
-    return {entry: array for entry, array in entries.items() if np.issubdtype(array.dtype, np.inexact)}
+    return {e: array for e, array in torch_port.to_torch(variables, model, name).items() if not _is_buffer(e)}
+
+
+def _is_buffer(entry: str) -> bool:
+    return entry.endswith((".num_batches_tracked", ".relative_position_index"))
 
 
 def _checked_side(model: Any, image_size: int | None) -> int:
@@ -184,7 +187,7 @@ def _matched(paths: list[str], entry: Any) -> dict[str, str]:
     holders = {path.split("/", 1)[1].rpartition("/")[0] for path in paths}
     blocks = {holder.split("/")[0] for holder in holders if "/" in holder}
     matched = {}
-    for layer in holders | blocks | {_ROOT}:
+    for layer in sorted(holders | blocks | {_ROOT}):
         inside = [path for path in paths if path.split("/", 1)[1].startswith(f"{layer}/")]
         modules = [entry(path).split(".")[:-1] for path in inside] if layer else []
         common = [parts[0] for parts in zip(*modules, strict=False) if len(set(parts)) == 1]
@@ -219,11 +222,14 @@ def _flat(tree: dict) -> list[tuple[tuple, Any]]:
 
 def _differences(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """(largest difference, relative to the largest magnitude expected); infinite where the shapes differ."""
-    # PyTorch's maps have their channels first, except in transformers; and timm's last norm sees all tokens, ours
-    # only the class token. Maps with as many channels as pixels fit both ways: then the right one is the nearer.
+    # PyTorch's maps have their channels first, except in transformers; torchvision keeps a pooled map's single pixel;
+    # and timm's last norm sees all tokens, ours only the class token. Maps with as many channels as pixels fit both
+    # ways: then the right one is the nearer.
     layouts = [expected]
     if expected.ndim == 4:
         layouts.append(expected.transpose(0, 2, 3, 1))
+    if expected.shape[2:] == (1, 1):
+        layouts.append(expected[:, :, 0, 0])
     if expected.ndim == found.ndim + 1:
         layouts.append(expected[:, 0])
     fitting = [layout for layout in layouts if layout.shape == found.shape]
@@ -262,13 +268,14 @@ def _against_fixtures(setting: Setting, weights: str | None, dtype: str, reason:
     name = setting.name
     folder, generator = report.FIXTURES / "models", report.golden_weights()
     recorded = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    # A fixture is of this network if its entries are; the head may have another number of classes.
     fitting = {}
     for path, fixture in recorded.items():
+        shapes = {entry: tuple(shape) for entry, shape in fixture["state_dict"].items() if not _is_buffer(entry)}
+        if shapes.keys() != setting.entries.keys():
+            continue
         model = models.create(name, num_classes=len(fixture["logits"][0]), dtype=dtype)
-        expected = _entries(models.initialise(model, model.image_shape, 0), model, name)
-        shapes = {entry: tuple(shape) for entry, shape in fixture["state_dict"].items() if "num_batches" not in entry}
-        if shapes == {entry: array.shape for entry, array in expected.items()}:
+        own = _entries(models.initialise(model, model.image_shape, 0), model, name)
+        if shapes == {entry: array.shape for entry, array in own.items()}:
             fitting[path] = (model, fixture)
     if not fitting:
         raise BadInput(f"{reason}; and no logits of {name} are recorded in {folder}")
