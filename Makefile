@@ -30,7 +30,7 @@ $(TORCH_READY): $(READY) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test-torch]'
 	@touch $@
 
-## make test-torch  install PyTorch, torchvision and timm and run the live comparisons with them (tests/torch)
+## make test-torch  install PyTorch, torchvision, timm and pytorchcv and run the live comparisons with them (tests/torch)
 test-torch: $(TORCH_READY)
 	$(BIN)/python -m pytest tests/torch
 

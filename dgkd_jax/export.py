@@ -75,6 +75,9 @@ def encode(student: Student, *, suffix: str) -> bytes:
 
     Args:
         suffix: of `weight_files.WRITABLE`.
+
+    Raises:
+        BadInput: weights that are NaN or infinite.
     """
     name, image_shape = student.config.student.model, tuple(student.about["image_shape"])
     variables = student.variables if student.variables["batch_stats"] else {"params": student.variables["params"]}
@@ -90,6 +93,9 @@ def encode(student: Student, *, suffix: str) -> bytes:
         "dgkd_jax": __version__,
     }
     state_dict = torch_port.to_torch(variables, student.model, name, image_shape=image_shape)
+    for entry, array in state_dict.items():
+        if not np.isfinite(array).all():
+            raise BadInput(f"the student of step {student.step} is unusable: {entry} holds NaN or infinite values")
     return weight_files.encode(state_dict, metadata, suffix=suffix)
 
 
@@ -172,7 +178,10 @@ def _nothing_saved(workdir: epath.Path) -> BadInput:
 
 
 def _model(config: ConfigDict, about: dict[str, Any]) -> Any:
-    return models.create(config.student.model, num_classes=about["num_classes"])
+    try:
+        return models.create(config.student.model, num_classes=about["num_classes"])
+    except ValueError as error:  # a network of another version, or files edited by hand
+        raise BadInput(f"config.json or student.json of the work directory: {error}") from error
 
 
 def _abstract_state(config: ConfigDict, about: dict[str, Any]) -> Any:

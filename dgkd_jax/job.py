@@ -123,9 +123,13 @@ def _teach(
             print(f"mock run: {weights} is no file here, the teacher has random weights", file=sys.stderr)
             host_variables, origin = models.initialise(model, source.image_shape, config.teacher.seed), "random"
         else:
-            host_variables = torch_port.from_torch(
-                torch_port.load(weights), model, config.teacher.model, image_shape=source.image_shape
-            )
+            entries = torch_port.load(weights)
+            try:
+                host_variables = torch_port.from_torch(
+                    entries, model, config.teacher.model, image_shape=source.image_shape
+                )
+            except BadInput as error:
+                raise BadInput(f"config.teacher.weights={weights}: {error}") from error
             origin = weights
         variables, seconds = sharding.place(host_variables, mesh), None
 

@@ -336,14 +336,17 @@ def test_training_follows_the_pytorch_repository_step_by_step(method):
             )
 
         step = jax.jit(every_loss)
-        found = []
+        found, terms = [], []
         for index in range(count):
             batch = {"image": jnp.asarray(images[index]), "label": jnp.asarray(golden["labels"][index], jnp.int32)}
             following = step(current, batch)
             found.append(float(following.totals["loss"][0] - current.totals["loss"][0]))
+            change = jax.tree.map(lambda after, before: float(after - before), following.totals, current.totals)
+            terms.append([change[name][0] / change[name][1] for name in ("tckd", "nckd", "grad_similarity")])
             current = following
         entries = torch_port.to_torch(jax.tree.map(np.asarray, current.variables), model, "resnet8")
         np.testing.assert_allclose(found, golden["loss"], rtol=1e-8)  # float64 through twelve chaotic steps
+        np.testing.assert_allclose(terms, golden["tckd_nckd_similarity"], rtol=1e-8, atol=1e-9)
         for name in (key for key in golden if key.startswith("param/")):
             expected = golden[name]  # stored as float32: half a unit in the last place is 6e-8 relative
             np.testing.assert_allclose(entries[name.removeprefix("param/")], expected, rtol=1e-7, atol=1e-9)

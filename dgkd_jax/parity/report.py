@@ -1,8 +1,10 @@
 """What a comparison found: a table for the terminal and a file for programs."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,11 +47,30 @@ def fixtures(folder: str) -> Path:
     """
     found = FIXTURES / folder
     if not found.is_dir():
-        raise BadInput(
-            f"neither torch nor the recorded figures ({found}) are here: "
-            "python -m pip install 'torch>=2.4', or run from a clone of the repository"
-        )
+        raise _neither(found)
     return found
+
+
+def golden_weights() -> ModuleType:
+    """The fixtures' own generator of weights and images, which is not part of the package.
+
+    Raises:
+        BadInput: it is not there.
+    """
+    path = FIXTURES / "golden_weights.py"
+    if not path.is_file():
+        raise _neither(path)
+    spec = importlib.util.spec_from_file_location("golden_weights", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _neither(path: Path) -> BadInput:
+    return BadInput(
+        f"neither torch nor the recorded figures ({path}) are here: "
+        "python -m pip install 'torch>=2.4', or run from a clone of the repository"
+    )
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray, *, floor: float = 0.0) -> float:
