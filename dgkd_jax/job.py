@@ -1,5 +1,6 @@
 """The main job: a teacher, students distilled from it by each method asked for, and what came out."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -90,6 +91,7 @@ def _missing_weights(teacher: ConfigDict) -> str | None:
 
 def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: Mesh) -> _Taught:
     """The teacher: from PyTorch weights where the configuration names some, else trained once and kept."""
+    source = _as_seen_by_teacher(source, config.teacher)
     model = train.network(config.teacher.model, config.teacher.dtype, source=source)
     weights = config.teacher.weights
     if not weights:
@@ -103,12 +105,16 @@ def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: 
             print(f"mock run: {weights} is no file here, the teacher has random weights", file=sys.stderr)
             host_variables, origin = models.initialise(model, source.image_shape, config.teacher.seed), "random"
         else:
-            host_variables = torch_port.from_torch(
-                torch_port.load(weights), model, config.teacher.model, image_shape=source.image_shape
-            )
+            host_variables = _ported(config, model, source)
             origin = weights
         variables = sharding.place(host_variables, mesh)
         accuracy = train.evaluate(config, model.apply, variables, source=source, mesh=mesh)["accuracy"]
+        if origin == weights and jax.process_index() == 0:  # before the time is spent on what a wrong teacher teaches
+            print(
+                f"teacher {config.teacher.model} of {weights}: {source.eval_split} accuracy {100 * accuracy:.2f} %; "
+                f"pixel mean {_rounded(source.mean)}, std {_rounded(source.std)} (config.teacher.mean and .std)",
+                file=sys.stderr,
+            )
         evaluation, seconds = {"last_accuracy": accuracy}, None
     row = {
         "model": config.teacher.model,
@@ -117,7 +123,37 @@ def _teach(config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: 
         "weights": origin,
         "seconds": seconds,
     }
-    return _Taught(train.Teacher(model.apply, variables, checkpoint.fingerprint(variables)), row)
+    teacher = train.Teacher(model.apply, variables, checkpoint.fingerprint(variables), mean=source.mean, std=source.std)
+    return _Taught(teacher, row)
+
+
+def _ported(config: ConfigDict, model: Any, source: data_lib.Source) -> Any:
+    entries = torch_port.load(config.teacher.weights)
+    try:
+        return torch_port.from_torch(entries, model, config.teacher.model, image_shape=source.image_shape)
+    except BadInput as problem:
+        if source.name != "image_folder":
+            raise
+        raise BadInput(
+            f"{problem}\n  If only the number of classes differs ({source.num_classes} here): list all of the weights' "
+            f"classes in {config.data.manual_dir}/classes.txt, one folder name a line, in their order"
+        ) from problem
+
+
+def _as_seen_by_teacher(source: data_lib.Source, teacher: ConfigDict) -> data_lib.Source:
+    """The data set with the pixel mean and standard deviation that the teacher's weights know."""
+    if not teacher.mean:
+        return source
+    if len(teacher.mean) != source.image_shape[-1]:
+        raise BadInput(
+            f"config.teacher.mean={tuple(teacher.mean)} is not allowed: one number for each of the "
+            f"{source.image_shape[-1]} channels of {source.name}"
+        )
+    return dataclasses.replace(source, mean=tuple(teacher.mean), std=tuple(teacher.std))
+
+
+def _rounded(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _distil(

@@ -133,6 +133,8 @@ def train_step(
     epsilon: optax.Schedule,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    teacher_mean: tuple[float, ...] | None = None,
+    teacher_std: tuple[float, ...] | None = None,
     ema_decay: float = 0.0,
 ) -> TrainState:
     """One step of the student on one global batch.
@@ -145,14 +147,18 @@ def train_step(
         optimizer: as from `state.make_optimizer`.
         objective: what is minimised.
         ramp, epsilon: the factor on the distillation terms and ε, as functions of the number of steps done.
-        mean, std: per channel, in units of pixel/255.
+        mean, std: of the pixels as the student sees them, per channel, in units of pixel/255.
+        teacher_mean, teacher_std: likewise for the teacher; None = as the student sees them.
         ema_decay: per step, of the average in `state.ema`; read only where there is one.
 
     Returns:
         The next state, with this step's metrics added to `totals`.
     """
     images, labels = normalize(batch["image"], mean=mean, std=std), batch["label"]
-    teacher_logits = teacher(teacher_variables, images) if objective.needs_teacher else None
+    teacher_logits = None
+    if objective.needs_teacher:
+        seen = images if teacher_mean is None else normalize(batch["image"], mean=teacher_mean, std=teacher_std)
+        teacher_logits = teacher(teacher_variables, seen)
 
     def forward(params):
         variables = {"params": params, "batch_stats": state.batch_stats}

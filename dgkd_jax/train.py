@@ -29,11 +29,16 @@ _AHEAD = 2
 
 
 class Teacher(NamedTuple):
-    """A frozen network: `apply`, its variables on the mesh, and their fingerprint."""
+    """A frozen network: `apply`, its variables on the mesh, their fingerprint, and the mean and std of its pixels.
+
+    Without mean and std it sees the images as the student does.
+    """
 
     apply: steps.Apply
     variables: Any
     fingerprint: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class History(NamedTuple):
@@ -176,6 +181,8 @@ def _build(
             ),
             mean=source.mean,
             std=source.std,
+            teacher_mean=teacher and teacher.mean,
+            teacher_std=teacher and teacher.std,
             ema_decay=config.optimizer.ema_decay,
         ),
         donate_argnums=0,
