@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.teacher.dtype = "auto"  # as student.dtype
     config.teacher.weights = ""  # .pth, .safetensors, .npz or hf:ORG/NAME; '' = train the teacher in teacher.workdir
     config.teacher.workdir = ""  # '' = runs/NAME/teacher; a trained teacher found here is reused
+    config.teacher.mean = ()  # of the pixels that the teacher's weights were trained on, as data.mean; () = data.mean
+    config.teacher.std = ()  # likewise; for whose weights they are not ImageNet's: configs/photographs.py
     config.teacher.epochs = 240  # length of the teacher's own training (cross-entropy, this file's optimizer)
     config.teacher.learning_rate = 0.05  # peak rate of the teacher's own training
     config.teacher.seed = 0  # of the teacher's own training; separate, so that students of several seeds share it
@@ -36,6 +38,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 0  # side of the images that the models see, pixels; 0 = the data set's own
     config.data.augment = "none"  # none | pad_crop | pad_crop_flip | random_resized_crop
     config.data.eval_resize = 0  # shorter side before the centre crop at evaluation, pixels; 0 = no resizing
+    config.data.eval_interpolation = "bilinear"  # of eval_resize, antialiased as PIL's: bilinear | bicubic
     config.data.mean = ()  # per channel, in units of pixel/255; () = the data set's own
     config.data.std = ()  # likewise
     config.data.shuffle_buffer = 0  # records in each reader's shuffle buffer; 0 = all of its piece

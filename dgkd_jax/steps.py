@@ -136,6 +136,8 @@ def train_step(
     epsilon: optax.Schedule,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    teacher_mean: tuple[float, ...] | None = None,
+    teacher_std: tuple[float, ...] | None = None,
     ema_decay: float = 0.0,
     skip_limit: int = 1,
 ) -> TrainState:
@@ -152,7 +154,8 @@ def train_step(
         optimizer: as from `state.make_optimizer`.
         objective: what is minimised.
         ramp, epsilon: the factor on the distillation terms and ε, as functions of the number of steps done.
-        mean, std: per channel, in units of pixel/255.
+        mean, std: of the pixels as the student sees them, per channel, in units of pixel/255.
+        teacher_mean, teacher_std: likewise for the teacher; None = as the student sees them.
         ema_decay: per step, of the average in `state.ema`; read only where there is one.
         skip_limit: 1 or more.
 
@@ -160,7 +163,10 @@ def train_step(
         The next state, with this step's metrics added to `totals` unless it was skipped.
     """
     images, labels = normalize(batch["image"], mean=mean, std=std), batch["label"]
-    teacher_logits = teacher(teacher_variables, images) if objective.needs_teacher else None
+    teacher_logits = None
+    if objective.needs_teacher:
+        seen = normalize(batch["image"], mean=teacher_mean or mean, std=teacher_std or std)
+        teacher_logits = teacher(teacher_variables, seen)
 
     def forward(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -219,6 +225,8 @@ def finite_rows(
     objective: Objective,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    teacher_mean: tuple[float, ...] | None = None,
+    teacher_std: tuple[float, ...] | None = None,
 ) -> dict[str, jax.Array]:
     """For each part of the training loss: in which rows of a batch it is finite.
 
@@ -230,7 +238,8 @@ def finite_rows(
     logits, _ = student(state.variables, images, train=True, mutable=["batch_stats"])
     rows = {}
     if objective.needs_teacher:
-        teacher_logits = teacher(teacher_variables, images)
+        seen = normalize(batch["image"], mean=teacher_mean or mean, std=teacher_std or std)
+        teacher_logits = teacher(teacher_variables, seen)
         rows["teacher logits"] = teacher_logits
     rows |= {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
     if objective.needs_teacher:

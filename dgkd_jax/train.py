@@ -30,11 +30,16 @@ _AHEAD = 2
 
 
 class Teacher(NamedTuple):
-    """A frozen network: `apply`, its variables on the mesh, and their fingerprint."""
+    """A frozen network: `apply`, its variables on the mesh, their fingerprint, and the mean and std of its pixels.
+
+    Without mean and std it sees the images as the student does.
+    """
 
     apply: steps.Apply
     variables: Any
     fingerprint: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class History(NamedTuple):
@@ -233,6 +238,8 @@ def _build(
         "objective": objective,
         "mean": source.mean,
         "std": source.std,
+        "teacher_mean": teacher and teacher.mean,
+        "teacher_std": teacher and teacher.std,
     }
     train_step = functools.partial(
         steps.train_step,

@@ -42,6 +42,7 @@ class TfdsSource:
         builder: of a prepared set with the features "image" and "label".
         augment: one of `config.data.augment`'s values.
         eval_resize: shorter side before the central crop, pixels; 0 = not resized.
+        eval_interpolation: of that resize, "bilinear" or "bicubic".
         shuffle_buffer: records; 0 = records stay in memory and are shuffled whole.
         readers: pieces in which the training split is read.
         max_bad_images: training images that may be impossible to decode before that is an error.
@@ -59,6 +60,7 @@ class TfdsSource:
     builder: Any
     augment: str
     eval_resize: int
+    eval_interpolation: str
     shuffle_buffer: int
     readers: int
     max_bad_images: int = 0
@@ -263,7 +265,9 @@ class TfdsSource:
 
     def _eval_image(self, encoded: tf.Tensor) -> tf.Tensor:
         size, _, channels = self.image_shape
-        return augment.central_view(encoded, resize=self.eval_resize, size=size, channels=channels)
+        return augment.central_view(
+            encoded, resize=self.eval_resize, size=size, channels=channels, interpolation=self.eval_interpolation
+        )
 
     def _with_label_noise(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         if not self.label_noise:
