@@ -109,8 +109,11 @@ def test_variability_of_a_frame_with_isotropic_scatter_is_in_closed_form():
 
 
 def test_nearly_collapsed_features_far_from_the_origin_lose_no_digits():
-    """Spread 1e-3 at an offset of 30: sums of squares in float32 would have no digit of the scatter left."""
-    split = random_split(spread=1e-3, offset=30.0)
+    """Spread 1e-5 at an offset of 30, where neighbouring float32 are 2e-6 apart.
+
+    Sums of squares would have no digit of the scatter left, and a scatter around the rounded means alone two.
+    """
+    split = random_split(spread=1e-5, offset=30.0)
     found, expected = measured(*split), by_definition(*split)
     np.testing.assert_allclose(found["nc1"], expected["nc1"], rtol=2e-5)
     assert found["nc4"] == expected["nc4"]
