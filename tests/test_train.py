@@ -153,6 +153,7 @@ def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert lines(tmp_path) == lines(folder)
+    assert (tmp_path / "log.csv").read_bytes() == (folder / "log.csv").read_bytes()
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
 
 
