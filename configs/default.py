@@ -112,6 +112,7 @@ def get_config() -> ConfigDict:
     config.compilation_cache = "~/.cache/dgkd_jax"  # compiled programs, kept between runs; '' = none
     config.log_every = 50  # steps between fetches of the metrics
     config.eval_every = 1.0  # epochs between evaluations; the last step is always evaluated
+    config.diagnose = True  # evaluate calibration, neural collapse, distance to the teacher; keeps the split's features
     config.checkpoint_every = 0  # steps between checkpoints besides those at each evaluation; 0 = no others
     config.keep_checkpoints = 2  # newest ones kept, besides the best
     config.best_metric = "accuracy"  # which evaluation is the best: of the highest accuracy | of the lowest ce

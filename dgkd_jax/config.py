@@ -140,6 +140,7 @@ RULES: dict[str, Rule] = {
     "compilation_cache": _TEXT,
     "log_every": _COUNT,
     "eval_every": _POSITIVE,
+    "diagnose": _SWITCH,
     "checkpoint_every": _NOT_NEGATIVE,
     "keep_checkpoints": _COUNT,
     "best_metric": _one_of("accuracy", "ce"),
@@ -155,7 +156,7 @@ _METHOD_SECTIONS = {"kd", "logit_mse", "dkd", "dgkd"}
 # is compared by a digest of its weights instead of by how it came to be.
 _NEUTRAL = {
     "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
-    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "watchdog_s",
+    "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s",
     "mesh.fsdp", "data.dir", "data.manual_dir", "data.download", "data.max_bad_images",
     "teacher.weights", "teacher.workdir", "teacher.epochs", "teacher.learning_rate", "teacher.seed",
 }  # fmt: skip

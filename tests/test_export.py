@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     rules.validate(config)
     workdir = tmp_path_factory.mktemp("run")
     source = data_lib.open_source(config.data)
-    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     return train.fit(config, workdir=workdir, source=source, mesh=mesh), workdir
 
 
