@@ -1,6 +1,12 @@
-"""Exact evaluation: every example of a split counted once, on any number of devices and hosts."""
+"""Exact evaluation: every example of a split counted once, on any number of devices and hosts.
+
+A run's student beside its teacher, on its own and on other sets, is evaluated by a command:
+
+    python -m dgkd_jax.evaluate --workdir=DIR --data=NAME[,NAME…] [--step=best|last|N]
+"""
 
 import functools
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,3 +58,9 @@ class Evaluator:
         if counted != num_examples:
             raise RuntimeError(f"evaluation counted {counted} examples where the split has {num_examples}")
         return metrics.compute(totals)
+
+
+if __name__ == "__main__":
+    from dgkd_jax import robustness  # a room above this one
+
+    sys.exit(robustness.main(sys.argv[1:]))

@@ -28,6 +28,7 @@ ALLOWED = {
     "steps": {"losses", "metrics", "state"},
     "checkpoint": {"errors", "state"},
     "evaluate": {"metrics", "sharding", "steps"},
+    "predictions": {"data", "losses", "sharding", "steps"},
     "config": {"data", "errors", "losses", "models", "steps"},
     "command_line": {"config", "errors"},
     "train": {
@@ -35,10 +36,13 @@ ALLOWED = {
         "steps", "writer",
     },
     "job": {
-        "checkpoint", "config", "data", "errors", "models", "progress", "sharding", "steps", "torch_port", "train",
-        "weight_files",
+        "checkpoint", "config", "data", "errors", "models", "predictions", "progress", "sharding", "steps",
+        "torch_port", "train", "weight_files",
     },
     "export": {"__version__", "checkpoint", "errors", "models", "torch_port", "train", "weight_files"},
+    "robustness": {
+        "checkpoint", "config", "data", "errors", "export", "models", "predictions", "sharding", "torch_port", "train",
+    },
     "parity": {"errors", "losses", "models", "state", "steps", "torch_port"},
     "main": {"command_line", "config", "errors", "job"},
 }  # fmt: skip
