@@ -191,7 +191,7 @@ def _change(name: str, image_shape: tuple[int, ...], seed: int) -> tuple[Callabl
         largest = corrupt.largest_noise_patch(image_shape)
         if not 1 <= number <= largest:
             raise BadInput(
-                f"--data={name}: between the patch's corner and the edge are {largest} pixels: 1 to {largest}"
+                f"--data={name}: a side of 1 to {largest} pixels fits between the patch's corner and the edge"
             )
         return None, functools.partial(corrupt.noise_patch, side=number, wrapped=wrapped, seed=seed)
     if kind == "scrambled" and number is not None and not wrapped:
@@ -267,7 +267,7 @@ def _recorded_teacher(workdir: epath.Path, config: Any) -> str | None:
             return row["weights"] if row else None
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(
-                f"{path} is damaged; give the command that made the run once more, or --teacher=…"
+                f"{path} is damaged; give the command that made the run once more, or --teacher=WHERE"
             ) from error
     if config.method == "ce":
         return None
@@ -298,12 +298,12 @@ def table(summaries: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     restricted = sorted({values["restricted_to_classes"] for values in summaries} - {None})
-    notes = [
-        "CE in nats; ECE: expected calibration error, 15 bins; agreement: student and teacher choose the same class."
-    ]
+    notes = ["CE in nats; ECE: expected calibration error, 15 bins"]
+    if taught:
+        notes.append("agreement: student and teacher choose the same class")
     if restricted:
-        notes.append(f"Sets with {' or '.join(map(str, restricted))} of the classes: the choice is among these alone.")
-    return "\n".join([*lines, *notes])
+        notes.append(f"sets with {' or '.join(map(str, restricted))} of the classes: the choice is among these alone")
+    return "\n".join([*lines, "; ".join(notes)])
 
 
 def _mean(summaries: list[dict[str, Any]]) -> dict[str, Any]:

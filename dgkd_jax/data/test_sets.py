@@ -131,16 +131,15 @@ def match_classes(
     Raises:
         BadInput: a class that the network does not have; or other numbers of classes, without names.
     """
-    if of_network is not None and set(names) <= set(of_network):
+    same_number = len(names) == num_classes
+    if of_network is not None and set(names) <= set(of_network) and (same_number or not _numbers(names)):
         number_of = {name: number for number, name in enumerate(of_network)}
         classes = np.array([number_of[name] for name in names], np.int32)
-        return classes, None if len(names) == num_classes else tuple(sorted(map(int, classes)))
-    if len(names) == num_classes and (_numbers(names) or of_network is None or _numbers(of_network)):
+        return classes, None if same_number else tuple(sorted(map(int, classes)))
+    if same_number and (_numbers(names) or of_network is None or _numbers(of_network)):
         return np.arange(num_classes, dtype=np.int32), None
-    if of_network is None or _numbers(of_network) or _numbers(names):
-        raise BadInput(
-            f"{what} has {len(names)} classes where the networks have {num_classes}, and no names tell which"
-        )
+    if of_network is None or _numbers(names):
+        raise BadInput(f"{what} has {len(names)} classes, the networks have {num_classes}, and no names tell which")
     strange = next(name for name in names if name not in of_network)
     close = difflib.get_close_matches(strange, of_network, n=1)
     raise BadInput(
@@ -196,8 +195,8 @@ def _split(name: str, builder: tfds.core.DatasetBuilder, split: str) -> str:
 
 def _prepare(name: str, builder: tfds.core.DatasetBuilder, data: Any) -> None:
     if prepare.is_prepared(builder):
-        return None
-    hosts = {urlparse(url).hostname for url in builder.url_infos}
+        return
+    hosts = {urlparse(url).hostname for url in builder.url_infos or ()}
     if not data.download:
         reason = "config.data.download=False"
     elif hosts and not any(prepare.resolves(host) for host in sorted(hosts)):
