@@ -17,7 +17,7 @@ from etils import epath
 from configs import mnist5k
 from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
-from dgkd_jax import job, predictions, robustness
+from dgkd_jax import export, job, predictions, robustness
 from dgkd_jax.data import corrupt, test_sets
 from dgkd_jax.errors import BadInput
 
@@ -170,17 +170,19 @@ def test_corruptions_are_measured_on_corrupted_images(runs, run, capsys):
             # Batches of another size are other matrix products: float32 rounding.
             np.testing.assert_allclose(rows[f"{who}_nll"], expected[f"{who}_nll"], rtol=1e-4, atol=1e-5)
 
-    source = data_lib.open_source(mnist_section())
-    (batch,) = source.eval_batches(batch_size=40)
+    (batch,) = data_lib.open_source(mnist_section()).eval_batches(batch_size=40)
     images = np.asarray(corrupt.scramble_patches(batch["image"], np.arange(40, dtype=np.int32), side=4))
-    student = robustness.export.read(run)
-    model = robustness.train.network("small_cnn_w8", "float32", source=source)
-    pixels = (images.astype(np.float64) / 255 - source.mean) / source.std
-    logits = np.asarray(model.apply(student.variables, pixels.astype(np.float32)), np.float64)[:37]
-    label = batch["label"][:37]
-    nll = np.log(np.exp(logits).sum(1)) - logits[np.arange(37), label]
+    logits = logits_of(run, images)[:37]
+    nll = np.log(np.exp(logits).sum(1)) - logits[np.arange(37), batch["label"][:37]]
     _, rows = evaluation(run / "evaluations", "scrambled-4")
     np.testing.assert_allclose(rows["student_nll"], nll, rtol=1e-4, atol=1e-5)  # float32 against float64
+
+
+def logits_of(run, images):
+    """Of the run's student, by hand."""
+    student = export.read(run)
+    pixels = (images / 255 - student.about["mean"]) / student.about["std"]
+    return np.asarray(student.model.apply(student.variables, pixels.astype(np.float32)), np.float64)
 
 
 def mnist_section(**values):
@@ -377,6 +379,11 @@ def test_a_set_with_some_of_the_classes_is_a_choice_among_these(run, capsys, tfd
     for who in ("student", "teacher"):
         assert set(rows[f"{who}_prediction"]) <= {3, 5, 7}
         assert rows[f"{who}_confidence"].min() >= 1 / 3
+    about = SimpleNamespace(num_classes=10, image_shape=(16, 16, 1), mean=(0.5,), std=(0.5,))
+    (batch,) = test_sets.open_tfds("tiny_digits/own_names", "", run=about, data=mnist_section()).batches(6)
+    logits = logits_of(run, batch["image"])
+    nll = np.log(np.exp(logits[:, [3, 5, 7]]).sum(1)) - logits[np.arange(6), batch["label"]]
+    np.testing.assert_allclose(rows["student_nll"], nll, rtol=1e-4, atol=1e-5)  # float32 against float64
     values, _ = evaluation(run / "evaluations", "tfds_tiny_digits_all_names_extra")
     assert (values["examples"], values["restricted_to_classes"]) == (2, None)
 
