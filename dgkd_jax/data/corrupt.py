@@ -11,7 +11,7 @@ went through another JPEG compression when they were saved. For the files that t
 `tfds:cifar10_corrupted/…` and `tfds:imagenet2012_corrupted/…`. Not here: glass, motion and zoom blur, snow, frost, fog,
 spatter, elastic, speckle noise and saturation.
 
-Patches: github.com/tuanphan1806/DGKD's test sets (Gaussian noise of 25 grey levels in a square at (50, 50) of 224, and
+Patches: the DGKD repository's test sets (Gaussian noise of 25 grey levels in a square at (50, 50) of 224, and
 a permutation of square patches).
 """
 
@@ -117,7 +117,7 @@ def corrupt(images: jax.Array, indices: jax.Array, *, name: str, severity: int, 
 
 
 def jpeg_compression(images: np.ndarray, *, severity: int) -> np.ndarray:
-    """JPEG and back, on the host; the bytes are those of PIL with its default chroma subsampling.
+    """JPEG and back, on the host; the pixels are those of PIL with its default chroma subsampling.
 
     Args:
         images: uint8 `[batch, height, width, channels]`, 1 or 3 channels.
