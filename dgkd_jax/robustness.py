@@ -85,7 +85,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.error = refuse  # argparse prints two lines, and exits from within
     parser.add_argument("--workdir", required=True, type=epath.Path, help="of a finished or running run")
     parser.add_argument("--data", required=True, metavar="NAME[,NAME…]", help="what to evaluate on")
-    parser.add_argument("--step", default="last", type=export.step_argument, metavar="N|best|last", help="default: last")
+    parser.add_argument(
+        "--step", default="last", type=export.step_argument, metavar="N|best|last", help="default: last"
+    )
     parser.add_argument("--output", type=epath.Path, metavar="FOLDER", help="default: WORKDIR/evaluations")
     parser.add_argument("--teacher", metavar="WHERE", help="its work directory or weights, if moved; or none")
     parser.add_argument("--data_dir", metavar="DIR", help="TFDS's folder; default: the run's")
