@@ -1,6 +1,12 @@
-"""Exact evaluation: every example of a split counted once, on any number of devices and hosts."""
+"""Exact evaluation: every example of a split counted once, on any number of devices and hosts.
+
+A run's student beside its teacher, on its own and on other sets, is evaluated by a command:
+
+    python -m dgkd_jax.evaluate --workdir=DIR --data=NAME[,NAME…] [--step=best|last|N]
+"""
 
 import functools
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -135,3 +141,9 @@ class Evaluator:
 def _plain_step(variables: Any, _: Any, batch: dict[str, jax.Array], **fixed: Any) -> tuple[steps.Diagnosis, None]:
     """`steps.eval_step` in the form of `steps.diagnose_step`, with nothing diagnosed and nothing kept."""
     return steps.Diagnosis(steps.eval_step(variables, batch, **fixed), None, None, None), None
+
+
+if __name__ == "__main__":
+    from dgkd_jax import robustness  # a room above this one
+
+    sys.exit(robustness.main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, models, sharding, steps, torch_port, train, weight_files
+from dgkd_jax import checkpoint, models, predictions, sharding, steps, torch_port, train, weight_files
 from dgkd_jax import config as config_rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput
@@ -220,6 +220,17 @@ def _distil(
         mesh=mesh,
         teacher=taught.teacher if needs_teacher else None,
         stop=stop,
+    )
+    predictions.leave_clean(
+        workdir / "evaluations",
+        student=predictions.Network(
+            train.network(config.student.model, config.student.dtype, source=source).apply, trained.variables
+        ),
+        teacher=taught and taught.teacher,
+        source=source,
+        mesh=mesh,
+        eval_batch_size=config.eval_batch_size,
+        step=config.epochs * source.steps_per_epoch(config.batch_size),
     )
     history = trained.history
     result = {

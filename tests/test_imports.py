@@ -34,6 +34,7 @@ ALLOWED = {
     "steps": {"analysis", "losses", "metrics", "state"},
     "checkpoint": {"errors", "state"},
     "evaluate": {"analysis", "metrics", "models", "sharding", "steps"},
+    "predictions": {"data", "losses", "sharding", "steps"},
     "config": {"data", "errors", "losses", "models", "steps"},
     "command_line": {"config", "errors"},
     "ownership": {"config", "data", "errors"},
@@ -42,10 +43,13 @@ ALLOWED = {
         "ownership", "progress", "sharding", "state", "steps", "watchdog", "writer",
     },
     "job": {
-        "checkpoint", "config", "data", "errors", "models", "progress", "sharding", "steps", "torch_port", "train",
-        "weight_files",
+        "checkpoint", "config", "data", "errors", "models", "predictions", "progress", "sharding", "steps",
+        "torch_port", "train", "weight_files",
     },
     "export": {"__version__", "checkpoint", "errors", "models", "torch_port", "train", "weight_files"},
+    "robustness": {
+        "checkpoint", "config", "data", "errors", "export", "models", "predictions", "sharding", "torch_port", "train",
+    },
     "parity": {"errors", "losses", "models", "state", "steps", "torch_names", "torch_port"},
     "study": {"config", "errors", "job", "main"},
     "main": {"command_line", "config", "errors", "interruption", "job"},

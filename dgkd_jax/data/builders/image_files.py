@@ -77,6 +77,19 @@ def _listed_classes(path: Path) -> tuple[str, ...]:
     return classes
 
 
+def list_test_folder(folder: Path) -> Listing:
+    """The images of one split, `test`: of test/<class>/* (or validation, or val) where that is there, else <class>/*.
+
+    Raises:
+        BadInput: there is no folder, it has no folder of a class, or a class has no images.
+    """
+    inner = next((folder / name for name in ("test", "validation", "val") if (folder / name).is_dir()), folder)
+    classes = tuple(_folders(inner))
+    if not classes:
+        raise BadInput(f"looked for images in {inner}/<class>/*, and found no folder of a class there")
+    return Listing(classes, {"test": [(path, label) for label in classes for path in _images(inner / label)]})
+
+
 def list_tiny_imagenet(folder: Path) -> Listing:
     """The images of tiny-imagenet-200: train/<wnid>/images/* and val/images/* with val_annotations.txt.
 
