@@ -39,6 +39,8 @@ ALLOWED = {
         "weight_files",
     },
     "export": {"__version__", "checkpoint", "errors", "models", "torch_port", "train", "weight_files"},
+    "analysis": {"errors", "losses"},
+    "landscape": {"analysis"},
     "parity": {"errors", "losses", "models", "state", "steps", "torch_port"},
     "main": {"command_line", "config", "errors", "job"},
 }  # fmt: skip
