@@ -2,6 +2,8 @@
 
     python -m dgkd_jax.parity losses
         every loss, convention and gradient, and where PyTorch's usual form breaks
+    python -m dgkd_jax.parity deviations
+        how much each known deviation of the DGKD repository, its README and its blog matters; needs no torch
     python -m dgkd_jax.parity training --pair=resnet14,resnet8 --steps=12 [--method=ce|kd|dkd|dgkd]
         the same training in both frameworks: loss and weights step by step
 
@@ -15,7 +17,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from dgkd_jax.errors import BadInput
-from dgkd_jax.parity import losses, report, training
+from dgkd_jax.parity import deviations, losses, report, training
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     commands.add_parser("losses", help="every loss, convention and gradient over a grid of batches")
+    commands.add_parser("deviations", help="the effect of each known deviation; docs/deviations.md says what to choose")
     command = commands.add_parser("training", help="the same training in both frameworks, step by step")
     command.add_argument("--pair", default="resnet14,resnet8", metavar="TEACHER,STUDENT", help="thin CIFAR ResNets")
     command.add_argument("--steps", default=12, type=int, metavar="N")
@@ -54,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> report.Report:
+    if options.command == "deviations":
+        return deviations.run()
     reference = _torch_reference()
     if options.command == "training":
         return training.run(reference, pair=options.pair, count=options.steps, method=options.method)
