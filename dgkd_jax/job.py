@@ -224,7 +224,10 @@ def _distil(
     predictions.leave_clean(
         workdir / "evaluations",
         student=predictions.Network(
-            train.network(config.student.model, config.student.dtype, source=source).apply, trained.variables
+            train.network(config.student.model, config.student.dtype, source=source).apply,
+            trained.variables,
+            source.mean,
+            source.std,
         ),
         teacher=taught and taught.teacher,
         source=source,

@@ -29,10 +29,12 @@ Corruption = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Network(NamedTuple):
-    """A trained network: its model's `apply`, and its variables on the mesh."""
+    """A trained network: its model's `apply`, its variables on the mesh, and the pixel mean and std that it knows."""
 
     apply: steps.Apply
     variables: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Predictor:
@@ -40,26 +42,15 @@ class Predictor:
 
     Args:
         student: its `apply` must give features too.
-        teacher: anything with `apply` and `variables`; None = there is none.
+        teacher: anything with the same attributes; None = there is none.
         mesh: where the batches go.
-        mean, std: per channel, in units of pixel/255.
     """
 
-    def __init__(
-        self,
-        student: Network,
-        teacher: Network | None,
-        *,
-        mesh: Mesh,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ):
+    def __init__(self, student: Network, teacher: Network | None, *, mesh: Mesh):
         self._mesh = mesh
         self._variables = (student.variables, teacher and teacher.variables)
         self._step = jax.jit(
-            functools.partial(
-                _measure, student=student.apply, teacher=teacher and teacher.apply, mean=tuple(mean), std=tuple(std)
-            ),
+            functools.partial(_measure, student=_view(student), teacher=teacher and _view(teacher)),
             static_argnames="classes",
             out_shardings=sharding.replicated(mesh),
         )
@@ -120,12 +111,20 @@ class Predictor:
         return rows
 
 
-def _measure(student_variables, teacher_variables, batch, *, student, teacher, mean, std, classes):
-    images = steps.normalize(batch["image"], mean=mean, std=std)
-    logits, features = student(student_variables, images, features=True)
+def _view(network: Network) -> steps.Apply:
+    """The network of uint8 images."""
+
+    def apply(variables, images, **options):
+        return network.apply(variables, steps.normalize(images, mean=network.mean, std=network.std), **options)
+
+    return apply
+
+
+def _measure(student_variables, teacher_variables, batch, *, student, teacher, classes):
+    logits, features = student(student_variables, batch["image"], features=True)
     logits_of = {"student": logits}
     if teacher is not None:
-        logits_of["teacher"] = teacher(teacher_variables, images)
+        logits_of["teacher"] = teacher(teacher_variables, batch["image"])
     label = batch["label"]
     if classes is not None:
         chosen = jnp.asarray(classes)
@@ -263,7 +262,7 @@ def leave_clean(
     """
     if _is_there(folder, step=step, taught=teacher is not None):
         return
-    predict = Predictor(student, teacher, mesh=mesh, mean=source.mean, std=source.std)
+    predict = Predictor(student, teacher, mesh=mesh)
     batch_size = predict.batch_size(eval_batch_size, source.num_eval)
     batches = source.eval_batches(
         batch_size=batch_size, process_index=jax.process_index(), process_count=jax.process_count()

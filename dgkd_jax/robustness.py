@@ -112,9 +112,9 @@ def _evaluate(arguments: argparse.Namespace) -> str:
         sets = evaluation_sets(arguments.data, run=run, data=config.data, seed=arguments.seed)
         mesh = sharding.make_mesh()
         model = train.network(config.student.model, config.student.dtype, source=run)
-        network = predictions.Network(model.apply, sharding.place(student.variables, mesh))
+        network = predictions.Network(model.apply, sharding.place(student.variables, mesh), run.mean, run.std)
         teacher = _teacher(student, arguments.workdir, arguments.teacher, run, mesh)
-        predict = predictions.Predictor(network, teacher, mesh=mesh, mean=run.mean, std=run.std)
+        predict = predictions.Predictor(network, teacher, mesh=mesh)
         summaries = []
         for number, chosen in enumerate(sets, start=1):
             if sys.stderr.isatty():
@@ -258,7 +258,8 @@ def _teacher(
             f"the teacher at {path if path.exists() else where} is not the one that taught this student (weights "
             f"{student.taught_by}, found {found}): say where that is with --teacher=WHERE, or --teacher=none"
         )
-    return predictions.Network(model.apply, variables)
+    mean, std = tuple(config.teacher.mean) or run.mean, tuple(config.teacher.std) or run.std
+    return predictions.Network(model.apply, variables, mean, std)
 
 
 def _recorded_teacher(workdir: epath.Path, config: Any) -> str | None:

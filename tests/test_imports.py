@@ -25,7 +25,7 @@ ALLOWED = {
     "interruption": set(),
     "writer": {"errors"},
     "epoch_log": {"errors"},
-    "analysis": set(),
+    "analysis": {"errors", "losses"},
     "data": {"errors", "sharding"},
     "torch_names": {"errors"},
     "weight_files": {"errors"},
@@ -51,6 +51,7 @@ ALLOWED = {
         "checkpoint", "config", "data", "errors", "export", "models", "predictions", "sharding", "torch_port", "train",
     },
     "parity": {"errors", "losses", "models", "state", "steps", "torch_names", "torch_port"},
+    "landscape": {"analysis"},
     "study": {"config", "errors", "job", "main"},
     "main": {"command_line", "config", "errors", "interruption", "job"},
 }  # fmt: skip

@@ -242,5 +242,5 @@ def test_breaking_margins_are_found_by_bisection():
     def until(last):
         return lambda margin: np.array([0.0, np.nan if margin > last else 1.0])
 
-    found = [losses._first_failure(until(last)) for last in (0, 1, 6, 150, 9_999, 10_000)]
+    found = [losses.first_failure(until(last)) for last in (0, 1, 6, 150, 9_999, 10_000)]
     assert found == [1, 2, 7, 151, 10_000, None]

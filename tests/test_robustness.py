@@ -308,8 +308,8 @@ def test_large_sets_keep_2000_features_spread_evenly():
             images = np.stack([index // 256, index % 256], -1).astype(np.uint8).reshape(-1, 1, 2, 1)
             yield {"image": images, "label": (index % 2).astype(np.int32), "mask": index < 4500}
 
-    network = predictions.Network(apply, 255.0)
-    predict = predictions.Predictor(network, None, mesh=mesh, mean=(0.0,), std=(1.0,))
+    network = predictions.Network(apply, 255.0, (0.0,), (1.0,))
+    predict = predictions.Predictor(network, None, mesh=mesh)
     rows = predict(batches(), num_examples=4500, batch_size=480)
     kept = np.arange(2000) * 4500 // 2000
     features = np.stack([kept // 256, kept % 256], -1)

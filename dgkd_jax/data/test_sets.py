@@ -177,6 +177,7 @@ def _open(name: str, builder: tfds.core.DatasetBuilder, split: str, *, run: Sour
         builder=builder,
         augment="none",
         eval_resize=0 if made_for_this_size else data.eval_resize or min(height, width),
+        eval_interpolation=data.eval_interpolation,
         shuffle_buffer=1,  # streamed: each evaluation reads it once
         readers=1,
     )

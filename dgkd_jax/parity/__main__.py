@@ -2,6 +2,8 @@
 
     python -m dgkd_jax.parity losses
         every loss, convention and gradient, and where PyTorch's usual form breaks
+    python -m dgkd_jax.parity deviations
+        how much each known deviation of the DGKD repository, its README and its blog matters; needs no torch
     python -m dgkd_jax.parity training --pair=resnet14,resnet8 --steps=12 [--method=ce|kd|dkd|dgkd]
         the same training in both frameworks: loss and weights step by step
     python -m dgkd_jax.parity model --name=resnet18 [--weights=FILE] [--image_size=N] [--dtype=float64|float32]
@@ -17,7 +19,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from dgkd_jax.errors import BadInput
-from dgkd_jax.parity import losses, model, report, training
+from dgkd_jax.parity import deviations, losses, model, report, training
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     commands.add_parser("losses", help="every loss, convention and gradient over a grid of batches")
+    commands.add_parser("deviations", help="the effect of each known deviation; docs/deviations.md says what to choose")
     command = commands.add_parser("training", help="the same training in both frameworks, step by step")
     command.add_argument("--pair", default="resnet14,resnet8", metavar="TEACHER,STUDENT", help="thin CIFAR ResNets")
     command.add_argument("--steps", default=12, type=int, metavar="N")
@@ -63,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> report.Report:
+    if options.command == "deviations":
+        return deviations.run()
     if options.command == "model":
         names = ("name", "weights", "image_size", "num_classes", "dtype", "seed")
         return model.run(_torch_side("torch_networks"), **{name: getattr(options, name) for name in names})
