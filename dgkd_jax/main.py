@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 
 import jax
 from absl import flags
@@ -28,7 +29,9 @@ def main(argv: list[str]) -> int:
         with Interruption() as interruption:
             results = job.run(_CONFIG.value, _WORKDIR.value, stop=interruption.agreed)
     except (BadInput, NumericFailure, StorageFailure, Preempted) as error:
-        print(f"dgkd_jax: {error}", file=sys.stderr)
+        print(f"dgkd_jax: {error}", file=sys.stderr, flush=True)
+        if jax.distributed.is_initialized():
+            _keep_exit_code(error.exit_code, seconds=0.5 * _CONFIG.value.heartbeat_timeout_s)
         return error.exit_code
     if jax.process_index() == 0:
         print(f"\n{job.table(results)}\nEverything is in {', '.join(result['workdir'] for result in results)}")
@@ -72,6 +75,13 @@ def _join_processes(settings) -> None:
     except ValueError as error:
         if "coordinator_address" not in str(error):
             raise  # a cluster that is misconfigured, not a bare machine
+
+
+def _keep_exit_code(code: int, *, seconds: float) -> None:
+    """Exit with `code` though the others stay: JAX's farewell waits for all processes, and aborts (134) without one."""
+    farewell = threading.Timer(seconds, os._exit, [code])
+    farewell.daemon = True  # does not delay an exit that all processes make
+    farewell.start()
 
 
 if __name__ == "__main__":
