@@ -288,7 +288,7 @@ def test_image_folder_refuses_empty_and_unknown_classes(section, folder):
 def test_an_image_that_cannot_be_decoded_is_named_as_bad_input(section, folder):
     (folder / "train" / "zebra" / "a.png").write_bytes(b"\x89PNG nonsense")
     source = data_lib.open_source(folder_section(section, folder))
-    with pytest.raises(BadInput, match="image_folder in .* cannot be read"):
+    with pytest.raises(BadInput, match=r"image_folder in .* 1 training image.s. cannot be decoded, .*__\d+\. Mend"):
         next(source.train_batches(seed=0, batch_size=3, start_step=0))
 
 

@@ -314,7 +314,7 @@ class TfdsSource:
                     return f"{file}: {_reason(error)}"
             for record in self._read(split, 0, self.builder.info.splits[split].num_examples, files_at_once=1):
                 try:
-                    tf.io.decode_image(record["image"])
+                    augment.decode(record["image"], channels=self.image_shape[-1])
                 except tf.errors.InvalidArgumentError as error:
                     return f"image {record['tfds_id'].numpy().decode()}: {_reason(error)}"
         return None
