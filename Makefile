@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-torch lint format clean
+.PHONY: help demo test test-faults test-torch lint format clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -23,6 +23,10 @@ demo: $(READY)
 ## make test    run the tests
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults -n 2
 
 # Where the package index has no CPU-only torch, this one brings CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_READY := $(VENV)/.ready-torch

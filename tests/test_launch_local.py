@@ -288,3 +288,31 @@ def test_bad_input_that_one_process_alone_has_is_not_lost_in_the_farewell_of_the
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 2, done.stderr
     assert "[1] dgkd_jax: config.batch_size=33 must be a multiple of the number of devices, 2" in done.stderr
+
+
+@pytest.mark.faults
+def test_a_signal_to_one_process_stops_all_after_the_same_step_and_damage_is_seen_by_all(reference):
+    workdir = reference / "stopped"
+    done = subprocess.run(
+        training(reference, workdir="stopped", processes=2),
+        cwd=ROOT,
+        env=os.environ | {"DGKD_FAULT": "sigterm@step:30", "DGKD_FAULT_PROCESS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S + 60,
+        check=False,
+    )
+    assert done.returncode == 143, done.stdout + done.stderr
+    for process in (0, 1):
+        assert f"[{process}] dgkd_jax: stopped after step 30 of 48" in done.stderr
+    saved = workdir / "checkpoints" / "30"
+    largest = max(
+        (path for path in (saved / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    done = train(reference, workdir="stopped", processes=2)
+    assert done.stderr.count("checkpoint 30 is damaged") == 1  # said once, by the first process
+    assert (workdir / "damaged_checkpoints" / "30").exists()
+    assert_same_run(history(workdir), history(reference / "one"))
