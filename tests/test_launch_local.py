@@ -223,7 +223,9 @@ def history(workdir):
 def assert_same_run(found, expected):
     assert list(found) == list(expected)
     for key, values in expected.items():
-        assert found[key] == pytest.approx(values, rel=RELATIVE, abs=RELATIVE), key
+        assert list(found[key]) == list(values)
+        for name, value in values.items():  # a number, or a list of one for each class
+            assert found[key][name] == pytest.approx(value, rel=RELATIVE, abs=RELATIVE), (key, name)
         if key[1] == "eval":
             assert found[key]["accuracy"] == values["accuracy"]
             assert (values["accuracy"] * 250) == pytest.approx(round(values["accuracy"] * 250), abs=1e-9)
