@@ -106,9 +106,9 @@ def _page(found: list[runs.Run], notes: list[str], *, title: str, folder: epath.
             heading = None if len(data_sets) == 1 else f"Data set: {data_set}"
             parts.append((heading, sections.sections(groups, own, draw=draw)))
     finished = sum(run.finished for run in students)
+    own = f"; {_count(len(teachers), 'own run')} of a teacher" if teachers else ""
     introduction = page.paragraph(
-        f"{_count(len(students), 'student')}, {finished} finished; {_count(len(teachers), 'own run')} of a teacher. "
-        f"Data: {', '.join(data_sets)}."
+        f"{_count(len(students), 'student')}, {finished} finished{own}. Data: {', '.join(data_sets)}."
     )
     if len(data_sets) > 1:
         introduction += page.missing(

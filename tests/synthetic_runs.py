@@ -14,12 +14,12 @@ _TRAIN = (
 _COLLAPSE = ("nc1", "nc2_norms", "nc2_angles", "nc3", "nc4")
 
 
-def config(method: str, seed: int, *, data: str = "mnist5k", epsilon: float = 0.1) -> dict:
+def config(method: str, seed: int, *, data: str = "mnist5k", epsilon: float = 0.1, epochs: int = 4) -> dict:
     """The content of a config.json, shortened."""
     return {
         "name": "example", "method": method, "seed": seed, "student": {"model": "small_cnn_w8"},
         "teacher": {"model": "small_cnn_w24"}, "data": {"name": data, "mock": False, "dir": f"/data/{seed}"},
-        "dkd": {"alpha": 1.0, "beta": 2.0}, "dgkd": {"epsilon": epsilon, "convention": "per_sample"}, "epochs": 4,
+        "dkd": {"alpha": 1.0, "beta": 2.0}, "dgkd": {"epsilon": epsilon, "convention": "per_sample"}, "epochs": epochs,
     }  # fmt: skip
 
 
@@ -30,10 +30,12 @@ def write_run(
     path = folder / f"{method}-seed{seed}"
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(config(method, seed, **settings)))
-    random = np.random.default_rng([seed, len(method)])
+    random = np.random.default_rng([seed, *method.encode()])
     lines = []
     for step, there in zip(STEPS, (-0.3, -0.1, 0.01, 0.0), strict=True):
-        train = {name: float(np.exp(random.normal(0, 0.1)) * 50 / step) for name in _TRAIN} if diagnosed else {"loss": 1.0}
+        train = (
+            {name: float(np.exp(random.normal(0, 0.1)) * 50 / step) for name in _TRAIN} if diagnosed else {"loss": 1.0}
+        )
         lines.append({"step": step, "kind": "train", "accuracy": accuracy + there - 0.02, "agreement": 0.9, **train})
         evaluated = {"accuracy": accuracy + there, "ce": 20 / step}
         if diagnosed:
@@ -61,7 +63,7 @@ def result(accuracy: float) -> dict:
 
 def write_evaluation(path: Path, data: str, *, accuracy: float, examples: int = 400) -> None:
     """`evaluations/NAME.json` and `.npz` of a work directory."""
-    random = np.random.default_rng(len(data))
+    random = np.random.default_rng([*str(path).encode(), *data.encode()])
     folder = path / "evaluations"
     folder.mkdir(exist_ok=True)
     label = random.integers(0, CLASSES, examples)
@@ -69,7 +71,9 @@ def write_evaluation(path: Path, data: str, *, accuracy: float, examples: int = 
     for who, right in (("student", accuracy), ("teacher", 0.97)):
         wrong = random.permutation(examples) >= round(right * examples)
         rows[f"{who}_prediction"] = (label + wrong * random.integers(1, CLASSES, examples)) % CLASSES
-        rows[f"{who}_confidence"] = np.where(wrong, random.uniform(0.2, 0.9, examples), random.uniform(0.6, 1, examples))
+        rows[f"{who}_confidence"] = np.where(
+            wrong, random.uniform(0.2, 0.9, examples), random.uniform(0.6, 1, examples)
+        )
         rows[f"{who}_nll"] = random.exponential(0.2, examples)
     angle = 2 * np.pi * label / CLASSES
     rows["embedding"] = 5 * np.stack([np.cos(angle), np.sin(angle)], -1) + random.normal(0, 0.8, (examples, 2))
@@ -77,7 +81,8 @@ def write_evaluation(path: Path, data: str, *, accuracy: float, examples: int = 
     np.savez(folder / f"{data}.npz", **rows)
     summary = {
         "data": data, "examples": examples, "checkpoint_step": STEPS[-1], "agreement": 0.9, "logit_msd": 12.0,
-        "student": {"accuracy": accuracy, "ce": 0.2, "ece": 0.03}, "teacher": {"accuracy": 0.97, "ce": 0.1, "ece": 0.01},
+        "student": {"accuracy": accuracy, "ce": 0.2, "ece": 0.03},
+        "teacher": {"accuracy": 0.97, "ce": 0.1, "ece": 0.01},
         "restricted_to_classes": None,
     }  # fmt: skip
     (folder / f"{data}.json").write_text(json.dumps(summary))

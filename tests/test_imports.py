@@ -23,6 +23,7 @@ ALLOWED = {
     "watchdog": set(),
     "faults": set(),
     "interruption": set(),
+    "analysis": set(),
     "writer": {"errors"},
     "data": {"errors", "sharding"},
     "torch_names": {"errors"},
@@ -44,6 +45,7 @@ ALLOWED = {
         "weight_files",
     },
     "export": {"__version__", "checkpoint", "errors", "models", "torch_port", "train", "weight_files"},
+    "report": {"analysis", "errors"},
     "parity": {"errors", "losses", "models", "state", "steps", "torch_port"},
     "main": {"command_line", "config", "errors", "interruption", "job"},
 }  # fmt: skip

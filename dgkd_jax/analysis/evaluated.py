@@ -64,8 +64,8 @@ def _needs_evaluation(what: str, groups: Sequence[runs.Group]) -> page.Markup:
                        f"{command}")  # fmt: skip
 
 
-def calibration(groups: Sequence[runs.Group], rows_of: RowsOf, draw: Draw) -> str:
-    """The reliability diagram, accuracy by class."""
+def calibration(groups: Sequence[runs.Group], rows_of: RowsOf, draw: Draw, *, also: Sequence[tuple[str, str]]) -> str:
+    """The reliability diagram, accuracy by class, and `also` these figures."""
     shown, teacher = [], None
     for place, group in enumerate(groups):
         rows = [each for run in group.runs if "student_confidence" in (each := rows_of(run))]
@@ -93,7 +93,7 @@ def calibration(groups: Sequence[runs.Group], rows_of: RowsOf, draw: Draw) -> st
         "is not the mean of the runs' own.",
         soft=True,
     )
-    return text + page.figure_grid(drawn) + page.missing(notes)
+    return text + page.figure_grid([*drawn, *also]) + page.missing(notes)
 
 
 def features(groups: Sequence[runs.Group], rows_of: RowsOf, draw: Draw) -> str:

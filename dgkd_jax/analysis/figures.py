@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from dgkd_jax.analysis import runs as runs_lib
 
 INK = "#1d1e20"
-# Okabe & Ito, "Color Universal Design" (2008): told apart with any colour vision; without the yellow, which is too
-# light on white, and the black, which is ink here. Beyond seven groups the line style and the marker change.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
+# After Okabe & Ito, "Color Universal Design" (2008): told apart with any colour vision. Without their yellow, too light
+# on white, and black, ink here; the blue is lighter, to be seen on black. Beyond seven groups the lines change.
+COLOURS = ("#1f7fbf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
 _LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 _MARKERS = "osD^vPX"
 OF_TEACHER = {"color": INK, "linestyle": (0, (4, 3)), "marker": None}
@@ -162,7 +162,7 @@ def curves(
                 _line(axes, *points, what, label=label, **look_of)
             else:
                 axes.plot(*_thinned(*points), color=look_of["color"], linewidth=0.7, alpha=0.45)
-            if not run.finished:
+            if not (run.finished or runs_lib.is_teacher(run)):
                 axes.plot(points[0][-1:], points[1][-1:], "x", color=look_of["color"], markersize=8, markeredgewidth=2)
     if reference is not None:
         axes.axhline(reference[1], color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=reference[0])

@@ -33,7 +33,7 @@ figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child, .text { text-align: left; }
 caption { text-align: left; font-weight: 600; padding: .2rem 0 .4rem; }
 details { margin: .5rem 0; max-width: 100%; }

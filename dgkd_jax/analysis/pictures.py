@@ -112,7 +112,7 @@ def feature_picture(label: str, embedding: np.ndarray, classes: np.ndarray) -> F
     # Colours repeat with the class number; it is written at the class's centre, so none has to be told by colour alone.
     for place, number in enumerate(present):
         points = embedding[classes == number]
-        axes.scatter(*points.T, s=5, alpha=0.55, linewidths=0, rasterized=True,
+        axes.scatter(*points.T, s=7, alpha=0.75, linewidths=0, rasterized=True,
                      color=figures.COLOURS[place % len(figures.COLOURS)],
                      marker="os^Dv"[place // len(figures.COLOURS) % 5])  # fmt: skip
     if len(present) <= _NAMED_CLASSES:

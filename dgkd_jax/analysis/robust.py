@@ -52,7 +52,7 @@ def section(groups: Sequence[runs.Group], draw: Callable[[str, Figure], str]) ->
         drawn.append((f"Accuracy under {kind} by severity", draw(f"severity-{kind}", figure)))
     text = page.paragraph(
         "Bars: mean over the runs that were evaluated on the set, with the standard deviation where there are several; "
-        "ticks: the teacher. A corruption with all five severities is one bar, their mean, and has a figure of its own.",
+        "ticks: the teacher. A corruption with all five severities is one bar, their mean, and a figure of its own.",
         soft=True,
     )
     table = _table(names, measured, teacher)

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -214,7 +216,7 @@ def arrays(evaluation: Evaluation) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(evaluation.arrays.read_bytes())) as stored:
             return dict(stored)
-    except (OSError, ValueError, EOFError, KeyError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
 
 

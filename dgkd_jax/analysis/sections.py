@@ -118,7 +118,7 @@ def _results(groups: Sequence[runs.Group], teachers: Sequence[runs.Run]) -> str:
 
 def _unfinished(run: runs.Run) -> str:
     reason = f": {run.failure}" if run.failure else ""
-    return f"{run.path} is {tables.state(run)}{reason}. It is in no mean; the command that started it goes on with it."
+    return f"{run.path}: {tables.state(run)}{reason}. It is in no mean; the command that started it goes on with it."
 
 
 def _chance_of_the_split(groups: Sequence[runs.Group]) -> str:
@@ -138,8 +138,8 @@ def _chance_of_the_split(groups: Sequence[runs.Group]) -> str:
 def _accuracy(groups: Sequence[runs.Group], teachers: Sequence[runs.Run], draw: Draw) -> str:
     text = page.paragraph(
         "Thin lines are single runs, thick ones means over seeds; a cross ends a run that is not finished. The "
-        "training loss is each method's own objective and cannot be compared between methods. On training batches: augmented "
-        "images, with the weights as they were at that step.",
+        "training loss is each method's own objective and cannot be compared between methods. On training batches: "
+        "augmented images, with the weights as they were at that step.",
         soft=True,
     )
     body = text + _curves(_ACCURACY, groups, draw, reference=_teachers_accuracy(groups, teachers))
@@ -158,14 +158,19 @@ def _teachers_accuracy(groups: Sequence[runs.Group], teachers: Sequence[runs.Run
     return ("teacher", 100 * values.pop()) if len(values) == 1 else None
 
 
-def _curves(
+def _curves(curves: Sequence[Curve], groups: Sequence[runs.Group], draw: Draw, **knobs: Any) -> str:
+    """As `_drawn`, in a grid."""
+    return page.figure_grid(_drawn(curves, groups, draw, **knobs))
+
+
+def _drawn(
     curves: Sequence[Curve],
     groups: Sequence[runs.Group],
     draw: Draw,
     *,
     reference: tuple[str, float] | None = None,
     prefix: str = "",
-) -> str:
+) -> list[tuple[str, str]]:
     """The figures of the metrics that any run has; `reference` is a line in those of the evaluation accuracy."""
     drawn = []
     for what in curves:
@@ -174,7 +179,7 @@ def _curves(
         if figure is not None:
             name = f"{prefix}{what.key}-{what.kind}{'-second-half' if what.second_half else ''}"
             drawn.append((f"{what.title} ({what.unit}) over the training steps", draw(name, figure)))
-    return page.figure_grid(drawn)
+    return drawn
 
 
 def _lacking(curves: Sequence[Curve], groups: Sequence[runs.Group]) -> list[str]:
@@ -225,7 +230,7 @@ def _to_the_teacher(groups: Sequence[runs.Group], rows_of: evaluated.RowsOf, dra
 
 def _calibration(groups: Sequence[runs.Group], rows_of: evaluated.RowsOf, draw: Draw) -> str:
     notes = [f'No "eval" line of metrics.jsonl has ece. {_DIAGNOSE}'] if _lacking(_ECE, groups) else []
-    return evaluated.calibration(groups, rows_of, draw) + _curves(_ECE, groups, draw) + page.missing(notes)
+    return evaluated.calibration(groups, rows_of, draw, also=_drawn(_ECE, groups, draw)) + page.missing(notes)
 
 
 def _collapse(groups: Sequence[runs.Group], draw: Draw) -> str:
@@ -242,7 +247,10 @@ def _collapse(groups: Sequence[runs.Group], draw: Draw) -> str:
 def _configurations(groups: Sequence[runs.Group]) -> str:
     differing = tables.differences(groups)
     if differing:
-        body = page.paragraph("The keys that differ, among those that the methods read; seeds are above.", soft=True)
+        body = page.paragraph(
+            "The keys that differ; –: the method does not read it, or the run is from before the key. Seeds are above.",
+            soft=True,
+        )
     else:
         body = page.paragraph("Nothing differs but seeds and places.", soft=True)
     body += differing

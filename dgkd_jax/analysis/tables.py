@@ -46,8 +46,10 @@ def compare(groups: Sequence[runs.Group]) -> list[Against]:
     The baseline is a group by DKD, or if there is none by KD or CE: of several, the one whose other settings differ
     in the fewest keys. Groups by the baseline's method are compared with nothing.
     """
-    method = next((name for name in _BASELINES if any(group.runs[0].method == name for group in groups)), None)
-    baselines = [group for group in groups if group.runs[0].method == method and accuracies(group)]
+    candidates = {
+        name: [each for each in groups if each.runs[0].method == name and accuracies(each)] for name in _BASELINES
+    }
+    method, baselines = next(((name, found) for name, found in candidates.items() if found), (None, []))
     if not baselines:
         return []
     found = []
@@ -123,7 +125,7 @@ def p_value(p: float | None) -> object:
     """Rounded; bold below 0.05."""
     if p is None:
         return "–"
-    text = "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.001 else f"{p:.3f}"
+    text = "< 0.0001" if p < 1e-4 else f"{p:.1g}" if p < 0.001 else f"{p:.3f}"
     return page.Markup(f"<strong>{page.escape(text)}</strong>") if p < 0.05 else text
 
 
@@ -180,6 +182,8 @@ def state(run: runs.Run) -> str:
     """In words."""
     if run.finished:
         return "finished"
+    if runs.is_teacher(run) and not run.failure:
+        return f"at step {run.last_step:,}"  # a teacher's own run leaves no result.json that would say more
     return f"{'failed' if run.failure else 'unfinished'} at step {run.last_step:,}"
 
 
@@ -207,7 +211,7 @@ def differences(groups: Sequence[runs.Group]) -> str:
 
 
 def _value(value: Any) -> str:
-    return "not read" if value is None else str(value)
+    return "–" if value is None else str(value)
 
 
 def time_spent(groups: Sequence[runs.Group], teachers: Sequence[runs.Run]) -> str:
