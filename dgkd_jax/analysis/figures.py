@@ -20,7 +20,7 @@ INK = "#1d1e20"
 # After Okabe & Ito, "Color Universal Design" (2008): told apart with any colour vision. Without their yellow, too light
 # on white, and black, ink here; the blue is lighter, to be seen on black. Beyond seven groups the lines change.
 COLOURS = ("#1f7fbf", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
-_LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 _MARKERS = "osD^vPX"
 OF_TEACHER = {"color": INK, "linestyle": (0, (4, 3)), "marker": None}
 MOST_GROUPS = len(COLOURS) * len(_LINES)
@@ -35,13 +35,13 @@ _STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.18,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
     "lines.linewidth": 1.8,
     "svg.fonttype": "path",
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "grid.color": INK,
 }
 _MOST_POINTS = 300  # of a curve; more are averaged
+_MANY = 8  # entries of a legend, from which on it is small
 _MOST_THIN_LINES = 60  # single runs drawn beside their group's mean
 _WIDTH = 4.8  # inches; on the page a column is about as wide, so 10 points stay readable on a phone
 
@@ -75,17 +75,19 @@ def shorten(text: str, length: int) -> str:
     return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
 
 
-def add_legend(figure: Figure, axes: Any, *, most: int = 44) -> None:
-    """Below the axes, where it hides nothing; the figure grows by its rows."""
+def add_legend(figure: Figure, axes: Any) -> None:
+    """Below the axes, where it hides nothing; the figure grows by its rows. Small where there is much of it."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
-    labels = [shorten(label, most) for label in labels]
-    longest = max(map(len, labels))
-    columns = max(1, min(len(labels), 58 // (longest + 6)))
-    rows = -(-len(labels) // columns)
-    figure.set_figheight(figure.get_figheight() + 0.19 * rows)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.2)
+    many = len(labels) > _MANY
+    labels = [shorten(label, 33 if many else 44) for label in labels]
+    columns = max(1, min(len(labels), (80 if many else 58) // (max(map(len, labels)) + 6)))
+    size = 7 if many else 8.5
+    figure.set_figheight(figure.get_figheight() + 0.022 * size * -(-len(labels) // columns))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=size, handlelength=2.2, columnspacing=1.2
+    )
 
 
 def embed(figure: Figure, name: str, folder: epath.Path) -> str:
@@ -153,7 +155,8 @@ def curves(
         finished = [points for run, points in series if run.finished]
         averaged = _mean(finished) if len(finished) > 1 else None
         if averaged is not None:
-            _line(axes, *averaged, what, label=f"{group.label} (mean of {len(finished)})", **look_of)
+            label = group.label if len(drawn) > _MANY else f"{group.label} (mean of {len(finished)})"
+            _line(axes, *averaged, what, label=label, **look_of)
         for run, points in series:
             if averaged is not None and run.finished and not thin:
                 continue

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from dgkd_jax.analysis import figures, page, pictures, runs, significance
 
-_MOST_BARS = 8  # groups in one figure of bars
+_MOST_BARS = len(figures.COLOURS)  # groups in one figure of bars
 
 
 class Accuracies(NamedTuple):

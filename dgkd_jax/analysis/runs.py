@@ -302,7 +302,12 @@ def group(found: Iterable[Run]) -> tuple[list[Group], list[str]]:
     ordered = [sorted(seeds.values(), key=lambda run: (run.seed is None, run.seed)) for seeds in members.values()]
     rank = {method: place for place, method in enumerate(_SECTIONS)}
     groups = [Group(label, runs) for label, runs in zip(_labels(ordered), ordered, strict=True)]
-    return sorted(groups, key=lambda each: (rank.get(each.runs[0].method, len(rank)), _natural(each.label))), notes
+
+    def order(each: Group) -> tuple[Any, ...]:
+        folder = each.label.rpartition("/")[0]
+        return folder, rank.get(each.runs[0].method, len(rank)), _natural(each.label)
+
+    return sorted(groups, key=order), notes
 
 
 def _natural(label: str) -> list[Any]:

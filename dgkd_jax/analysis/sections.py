@@ -55,7 +55,7 @@ def sections(groups: Sequence[runs.Group], teachers: Sequence[runs.Run], *, draw
     """Everything about the runs of one data set, most important first.
 
     Args:
-        groups: at most `figures.MOST_GROUPS` are in the figures, all in the tables.
+        groups: the sections with figures show the first `figures.MOST_GROUPS`.
         teachers: their own runs.
         draw: writes a figure and returns it as SVG.
     """
@@ -109,7 +109,10 @@ def _results(groups: Sequence[runs.Group], teachers: Sequence[runs.Run]) -> str:
     runs_table = tables.runs_table(groups, teachers)
     body += page.details(f"All {len(every)} runs", runs_table) if len(every) > 8 else "<h3>Runs</h3>" + runs_table
     if len(groups) > figures.MOST_GROUPS:
-        body += page.paragraph(f"The figures show the first {figures.MOST_GROUPS} of {len(groups)} groups.")
+        body += page.paragraph(
+            f"The sections with figures show the first {figures.MOST_GROUPS} of {len(groups)} groups; name fewer work "
+            "directories to see the others."
+        )
     return body + page.missing(
         [_unfinished(run) for run in every if not run.finished]
         + [note for run in [*every, *teachers] for note in run.notes]
