@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dgkd_jax.analysis import runs as runs_lib
 
@@ -173,8 +174,7 @@ def curves(
     if shown.min() > 0 and shown.max() > 30 * shown.min():
         axes.set_yscale("log")
     axes.set(title=what.title, xlabel="training step", ylabel=what.unit)
-    axes.ticklabel_format(axis="x", style="plain")
-    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     add_legend(figure, axes)
     return figure
 

@@ -252,5 +252,5 @@ def both(groups: Sequence[runs.Group], rows_of: Callable[[runs.Run], dict[str, A
             columns = [_mean(list(column)) for column in zip(*shares, strict=True)]
             rows.append([page.swatch(figures.style(place)["color"], group.label), *columns])
     header = ["group, in % of the examples", "both right", "only student", "only teacher", "both wrong",
-              "of these the same class"]  # fmt: skip
+              "both wrong, same class"]  # fmt: skip
     return page.table(header, rows) if rows else ""
