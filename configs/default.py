@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.teacher.dtype = "auto"  # as student.dtype
     config.teacher.weights = ""  # .pth, .safetensors, .npz or hf:ORG/NAME; '' = train the teacher in teacher.workdir
     config.teacher.workdir = ""  # '' = runs/NAME/teacher; a trained teacher found here is reused
+    config.teacher.mean = ()  # of the pixels that the teacher's weights were trained on, as data.mean; () = data.mean
+    config.teacher.std = ()  # likewise; for whose weights they are not ImageNet's: configs/photographs.py
     config.teacher.epochs = 240  # length of the teacher's own training (cross-entropy, this file's optimizer)
     config.teacher.learning_rate = 0.05  # peak rate of the teacher's own training
     config.teacher.seed = 0  # of the teacher's own training; separate, so that students of several seeds share it
@@ -36,10 +38,13 @@ def get_config() -> ConfigDict:
     config.data.image_size = 0  # side of the images that the models see, pixels; 0 = the data set's own
     config.data.augment = "none"  # none | pad_crop | pad_crop_flip | random_resized_crop
     config.data.eval_resize = 0  # shorter side before the centre crop at evaluation, pixels; 0 = no resizing
+    config.data.eval_interpolation = "bilinear"  # of eval_resize, antialiased as PIL's: bilinear | bicubic
     config.data.mean = ()  # per channel, in units of pixel/255; () = the data set's own
     config.data.std = ()  # likewise
     config.data.shuffle_buffer = 0  # records in each reader's shuffle buffer; 0 = all of its piece
     config.data.readers = 1  # pieces that a split is read in; with P processes each reads readers/P of them
+    config.data.train_examples = 0  # use only the first so many training images; 0 = all; generated ones: see mock_*
+    config.data.label_noise = 0.0  # part of the training labels replaced by another class, for good
     config.data.max_bad_images = 0  # training images that cannot be decoded and are replaced by their neighbours
     config.data.mock = False  # generated images of the right shapes (and random teacher weights where none are there)
     config.data.mock_train_examples = 1024  # generated images in an epoch
@@ -107,6 +112,7 @@ def get_config() -> ConfigDict:
     config.compilation_cache = "~/.cache/dgkd_jax"  # compiled programs, kept between runs; '' = none
     config.log_every = 50  # steps between fetches of the metrics
     config.eval_every = 1.0  # epochs between evaluations; the last step is always evaluated
+    config.diagnose = True  # evaluate calibration, neural collapse, distance to the teacher; keeps the split's features
     config.checkpoint_every = 0  # steps between checkpoints besides those at each evaluation; 0 = no others
     config.keep_checkpoints = 2  # newest ones kept, besides the best
     config.best_metric = "accuracy"  # which evaluation is the best: of the highest accuracy | of the lowest ce

@@ -44,6 +44,8 @@ def get_config(pair: str | None = None):
     config.teacher.weights = f"weights/{WEIGHTS[teacher]}"
     config.teacher.epochs = 100
     config.teacher.learning_rate = 0.2
+    if teacher == "vit_small_patch16_224":  # timm's weights know pixels in [-1, 1]
+        config.teacher.mean = config.teacher.std = (0.5, 0.5, 0.5)
     config.student.model = student
 
     config.data.name = "imagenet2012"

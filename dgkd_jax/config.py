@@ -57,6 +57,9 @@ _SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
 _MODEL = _one_of(*models.NAMES)
 _DTYPE = _one_of("auto", "float32", "bfloat16", "float64")
 _CHANNELS = _numbers("() or one number per channel", lambda value: len(value) in (0, 1, 3))
+_DEVIATIONS = _numbers(
+    "() or one number greater than 0 per channel", lambda v: len(v) in (0, 1, 3) and all(s > 0 for s in v)
+)
 
 RULES: dict[str, Rule] = {
     "name": _NAME,
@@ -68,6 +71,8 @@ RULES: dict[str, Rule] = {
     "teacher.dtype": _DTYPE,
     "teacher.weights": _TEXT,
     "teacher.workdir": _TEXT,
+    "teacher.mean": _CHANNELS,
+    "teacher.std": _DEVIATIONS,
     "teacher.epochs": _COUNT,
     "teacher.learning_rate": _POSITIVE,
     "teacher.seed": _number(0, 2**31 - 1),
@@ -78,12 +83,13 @@ RULES: dict[str, Rule] = {
     "data.image_size": _NOT_NEGATIVE,
     "data.augment": _one_of("none", "pad_crop", "pad_crop_flip", "random_resized_crop"),
     "data.eval_resize": _NOT_NEGATIVE,
+    "data.eval_interpolation": _one_of("bilinear", "bicubic"),
     "data.mean": _CHANNELS,
-    "data.std": _numbers(
-        "() or one number greater than 0 per channel", lambda v: len(v) in (0, 1, 3) and all(s > 0 for s in v)
-    ),
+    "data.std": _DEVIATIONS,
     "data.shuffle_buffer": _NOT_NEGATIVE,
     "data.readers": _COUNT,
+    "data.train_examples": _NOT_NEGATIVE,
+    "data.label_noise": _number(0, 1, open_high=True),
     "data.max_bad_images": _NOT_NEGATIVE,
     "data.mock": _SWITCH,
     "data.mock_train_examples": _COUNT,
@@ -134,6 +140,7 @@ RULES: dict[str, Rule] = {
     "compilation_cache": _TEXT,
     "log_every": _COUNT,
     "eval_every": _POSITIVE,
+    "diagnose": _SWITCH,
     "checkpoint_every": _NOT_NEGATIVE,
     "keep_checkpoints": _COUNT,
     "best_metric": _one_of("accuracy", "ce"),
@@ -149,7 +156,7 @@ _METHOD_SECTIONS = {"kd", "logit_mse", "dkd", "dgkd"}
 # is compared by a digest of its weights instead of by how it came to be.
 _NEUTRAL = {
     "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
-    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "watchdog_s",
+    "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s",
     "mesh.fsdp", "data.dir", "data.manual_dir", "data.download", "data.max_bad_images",
     "teacher.weights", "teacher.workdir", "teacher.epochs", "teacher.learning_rate", "teacher.seed",
 }  # fmt: skip
@@ -191,8 +198,9 @@ def validate(config: ConfigDict) -> None:
             continue
         if not rule.accepts(value):
             raise BadInput(f"config.{key}={value!r} is not allowed: {rule.allowed}{nearest(value, rule.choices)}")
-    if len(config.data.mean) != len(config.data.std):
-        raise BadInput("config.data.mean and config.data.std must have the same length")
+    for section in ("data", "teacher"):
+        if len(config[section].mean) != len(config[section].std):
+            raise BadInput(f"config.{section}.mean and config.{section}.std must have the same length")
     if not config.data.mock and config.batch_size % config.data.readers:
         raise BadInput(f"config.data.readers={config.data.readers} must divide batch_size={config.batch_size}")
     if config.batch_size % config.batch_norm_groups:
@@ -245,4 +253,6 @@ def of_teacher(config: ConfigDict) -> ConfigDict:
         teacher.optimizer.learning_rate = config.teacher.learning_rate
         teacher.student.model = config.teacher.model
         teacher.student.dtype = config.teacher.dtype
+        teacher.data.mean = config.teacher.mean or config.data.mean
+        teacher.data.std = config.teacher.std or config.data.std
     return teacher

@@ -29,6 +29,7 @@ class Student(NamedTuple):
         about: student.json: the data set's name, num_classes, image_shape, mean, std; and whether JAX had 64 bits.
         step: of the checkpoint.
         accuracy: at this step, in [0, 1]; None where it was not evaluated.
+        taught_by: fingerprint of the teacher's weights; None where there was no teacher.
     """
 
     variables: dict[str, Any]
@@ -36,6 +37,7 @@ class Student(NamedTuple):
     about: dict[str, Any]
     step: int
     accuracy: float | None
+    taught_by: str | None
 
     @property
     def model(self) -> Any:
@@ -67,7 +69,7 @@ def read(workdir: epath.PathLike, *, step: int | str = "last") -> Student:
         if step == "best":
             state, record = _restore(checkpoints, like, record["history"]["best_step"])
         variables = jax.tree.map(np.asarray, state.evaluated)
-        return Student(variables, config, about, int(state.step), record.get("accuracy"))
+        return Student(variables, config, about, int(state.step), record.get("accuracy"), record["teacher"])
 
 
 def encode(student: Student, *, suffix: str) -> bytes:
@@ -75,6 +77,9 @@ def encode(student: Student, *, suffix: str) -> bytes:
 
     Args:
         suffix: of `weight_files.WRITABLE`.
+
+    Raises:
+        BadInput: weights that are NaN or infinite.
     """
     name, image_shape = student.config.student.model, tuple(student.about["image_shape"])
     variables = student.variables if student.variables["batch_stats"] else {"params": student.variables["params"]}
@@ -90,6 +95,9 @@ def encode(student: Student, *, suffix: str) -> bytes:
         "dgkd_jax": __version__,
     }
     state_dict = torch_port.to_torch(variables, student.model, name, image_shape=image_shape)
+    for entry, array in state_dict.items():
+        if not np.isfinite(array).all():
+            raise BadInput(f"the student of step {student.step} is unusable: {entry} holds NaN or infinite values")
     return weight_files.encode(state_dict, metadata, suffix=suffix)
 
 
@@ -118,12 +126,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.error = export.error = refuse  # argparse prints two lines, and exits from within
     export.add_argument("--workdir", required=True, type=epath.Path, help="of a finished or running run")
     export.add_argument("--output", required=True, type=epath.Path, help="FILE.safetensors or FILE.npz")
-    export.add_argument("--step", default="last", type=_step, metavar="N|best|last", help="which checkpoint")
+    export.add_argument("--step", default="last", type=step_argument, metavar="N|best|last", help="which checkpoint")
     export.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
     return parser.parse_args(argv)
 
 
-def _step(text: str) -> int | str:
+def step_argument(text: str) -> int | str:
     if text in ("best", "last"):
         return text
     if not text.isdecimal():
@@ -172,7 +180,10 @@ def _nothing_saved(workdir: epath.Path) -> BadInput:
 
 
 def _model(config: ConfigDict, about: dict[str, Any]) -> Any:
-    return models.create(config.student.model, num_classes=about["num_classes"])
+    try:
+        return models.create(config.student.model, num_classes=about["num_classes"])
+    except ValueError as error:  # a network of another version, or files edited by hand
+        raise BadInput(f"config.json or student.json of the work directory: {error}") from error
 
 
 def _abstract_state(config: ConfigDict, about: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """The main job: a teacher, students distilled from it by each method asked for, and what came out."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -13,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, models, sharding, steps, torch_port, train, weight_files
+from dgkd_jax import checkpoint, models, predictions, sharding, steps, torch_port, train, weight_files
 from dgkd_jax import config as config_rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput
@@ -71,7 +72,7 @@ def run(
         else:
             targets[method] = epath.Path(workdir) / (folder if config.method == "all" else "")
     if taught and any(train.latest_step(target) is None for method, target in targets.items() if method != "ce"):
-        _try_teacher(config, taught, source, mesh)
+        _try_teacher(config, taught, _as_seen_by_teacher(source, config.teacher), mesh)
     return [_distil(config, method, target, source, mesh, taught, stop) for method, target in targets.items()]
 
 
@@ -108,6 +109,7 @@ def _teach(
     config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: Mesh, stop: Callable[[], bool]
 ) -> _Taught:
     """The teacher: from PyTorch weights where the configuration names some, else trained once and kept."""
+    source = _as_seen_by_teacher(source, config.teacher)
     model = train.network(config.teacher.model, config.teacher.dtype, source=source)
     weights = config.teacher.weights
     if not weights:
@@ -123,10 +125,7 @@ def _teach(
             print(f"mock run: {weights} is no file here, the teacher has random weights", file=sys.stderr)
             host_variables, origin = models.initialise(model, source.image_shape, config.teacher.seed), "random"
         else:
-            host_variables = torch_port.from_torch(
-                torch_port.load(weights), model, config.teacher.model, image_shape=source.image_shape
-            )
-            origin = weights
+            host_variables, origin = _ported(config, model, source), weights
         variables, seconds = sharding.place(host_variables, mesh), None
 
         @functools.cache
@@ -142,7 +141,8 @@ def _teach(
         "fingerprint": fingerprint,
         "seconds": seconds,
     }
-    return _Taught(train.Teacher(model.apply, variables, fingerprint), row, evaluation)
+    teacher = train.Teacher(model.apply, variables, fingerprint, mean=source.mean, std=source.std)
+    return _Taught(teacher, row, evaluation)
 
 
 def _try_teacher(config: ConfigDict, taught: _Taught, source: data_lib.Source, mesh: Mesh) -> None:
@@ -156,8 +156,8 @@ def _try_teacher(config: ConfigDict, taught: _Taught, source: data_lib.Source, m
     )
     if jax.process_index() == 0:
         print(
-            f"teacher {config.teacher.model}: {100 * correct / examples:.2f} % of the first {examples} images of "
-            f"{source.eval_split}",
+            f"teacher {config.teacher.model} of {taught.row['weights']}: {100 * correct / examples:.2f} % of the first "
+            f"{examples} images of {source.eval_split}; pixel mean {_rounded(source.mean)}, std {_rounded(source.std)}",
             file=sys.stderr,
         )
     chance = 1 / source.num_classes
@@ -165,9 +165,39 @@ def _try_teacher(config: ConfigDict, taught: _Taught, source: data_lib.Source, m
         raise BadInput(
             f"the teacher {config.teacher.model} ({taught.row['weights']}) is right on {correct} of {examples} images "
             f"of split {source.eval_split!r}, where guessing is right on {chance * examples:.0f}. Likely causes: the "
-            "pixels are normalised otherwise than in its training (config.data.mean, std), its classes are in another "
-            "order than this data set's, or its head was not trained for these classes."
+            "pixels are normalised otherwise than in its training (config.teacher.mean, std), its classes are in "
+            "another order than this data set's, or its head was not trained for these classes."
         )
+
+
+def _ported(config: ConfigDict, model: Any, source: data_lib.Source) -> Any:
+    entries = torch_port.load(config.teacher.weights)
+    try:
+        return torch_port.from_torch(entries, model, config.teacher.model, image_shape=source.image_shape)
+    except BadInput as problem:
+        advice = (
+            f" If only the number of classes differs ({source.num_classes} here): list all of the weights' classes in "
+            f"{config.data.manual_dir}/classes.txt, one folder name a line, in their order"
+            if source.name == "image_folder"
+            else ""
+        )
+        raise BadInput(f"config.teacher.weights={config.teacher.weights}: {problem}{advice}") from problem
+
+
+def _as_seen_by_teacher(source: data_lib.Source, teacher: ConfigDict) -> data_lib.Source:
+    """The data set with the pixel mean and standard deviation that the teacher's weights know."""
+    if not teacher.mean:
+        return source
+    if len(teacher.mean) != source.image_shape[-1]:
+        raise BadInput(
+            f"config.teacher.mean={tuple(teacher.mean)} is not allowed: one number for each of the "
+            f"{source.image_shape[-1]} channels of {source.name}"
+        )
+    return dataclasses.replace(source, mean=tuple(teacher.mean), std=tuple(teacher.std))
+
+
+def _rounded(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _distil(
@@ -190,6 +220,20 @@ def _distil(
         mesh=mesh,
         teacher=taught.teacher if needs_teacher else None,
         stop=stop,
+    )
+    predictions.leave_clean(
+        workdir / "evaluations",
+        student=predictions.Network(
+            train.network(config.student.model, config.student.dtype, source=source).apply,
+            trained.variables,
+            source.mean,
+            source.std,
+        ),
+        teacher=taught and taught.teacher,
+        source=source,
+        mesh=mesh,
+        eval_batch_size=config.eval_batch_size,
+        step=config.epochs * source.steps_per_epoch(config.batch_size),
     )
     history = trained.history
     result = {

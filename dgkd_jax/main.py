@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 
 import jax
 from absl import flags
@@ -23,23 +24,27 @@ def main(argv: list[str]) -> int:
     try:
         command_line.parse(argv, usage=__doc__)
         config.validate(_CONFIG.value)
-        _set_up(_CONFIG.value)
+        set_up(_CONFIG.value)
         _join_processes(_CONFIG.value)
         with Interruption() as interruption:
             results = job.run(_CONFIG.value, _WORKDIR.value, stop=interruption.agreed)
     except (BadInput, NumericFailure, StorageFailure, Preempted) as error:
-        print(f"dgkd_jax: {error}", file=sys.stderr)
+        print(f"dgkd_jax: {error}", file=sys.stderr, flush=True)
+        if jax.distributed.is_initialized():
+            _keep_exit_code(error.exit_code, seconds=0.5 * _CONFIG.value.heartbeat_timeout_s)
         return error.exit_code
     if jax.process_index() == 0:
         print(f"\n{job.table(results)}\nEverything is in {', '.join(result['workdir'] for result in results)}")
     return 0
 
 
-def _set_up(settings) -> None:
+def set_up(settings) -> None:
+    """Settings of the process: noise of libraries, compilation cache, precision."""
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)  # TensorFlow only reads data here; its notes on CPUs are noise
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant, such as reading only
+    for library in ("absl", "tensorflow"):  # Orbax warns of what is meant, TFDS of what it does itself
+        logging.getLogger(library).setLevel(logging.ERROR)
     if settings.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -70,6 +75,13 @@ def _join_processes(settings) -> None:
     except ValueError as error:
         if "coordinator_address" not in str(error):
             raise  # a cluster that is misconfigured, not a bare machine
+
+
+def _keep_exit_code(code: int, *, seconds: float) -> None:
+    """Exit with `code` though the others stay: JAX's farewell waits for all processes, and aborts (134) without one."""
+    farewell = threading.Timer(seconds, os._exit, [code])
+    farewell.daemon = True  # does not delay an exit that all processes make
+    farewell.start()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class TrainState:
         opt_state: optax's state.
         ema: exponential moving average of {"params", "batch_stats"}, or None.
         totals: sums of the training metrics since they were last logged.
+        epoch_totals: the same since the epoch began.
         skipped: int32 scalar, steps so far that changed nothing because their loss or gradient was not finite.
         skipped_in_a_row: int32 scalar, how many of them were the last ones.
     """
@@ -32,6 +33,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     totals: Totals
+    epoch_totals: Totals
     skipped: jax.Array
     skipped_in_a_row: jax.Array
 
@@ -58,18 +60,22 @@ def create(
         metric_names: what the step will report (`steps.metric_names`).
     """
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    # Integers for what is counted (accuracy), floats for what is averaged.
-    totals = {
-        name: (jnp.zeros((), jnp.int32 if name == "accuracy" else float), jnp.zeros((), jnp.int32))
-        for name in metric_names
-    }
+
+    def empty() -> Totals:
+        # Integers for what is counted (accuracy), floats for what is averaged.
+        return {
+            name: (jnp.zeros((), jnp.int32 if name == "accuracy" else float), jnp.zeros((), jnp.int32))
+            for name in metric_names
+        }
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else None,
-        totals=totals,
+        totals=empty(),
+        epoch_totals=empty(),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
     )

@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dgkd_jax import losses, metrics
+from dgkd_jax.analysis import calibration, collapse
 from dgkd_jax.state import TrainState
 
 METHODS = ("ce", "kd", "dkd", "dgkd", "logit_mse")
@@ -136,6 +137,8 @@ def train_step(
     epsilon: optax.Schedule,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    teacher_mean: tuple[float, ...] | None = None,
+    teacher_std: tuple[float, ...] | None = None,
     ema_decay: float = 0.0,
     skip_limit: int = 1,
 ) -> TrainState:
@@ -152,15 +155,19 @@ def train_step(
         optimizer: as from `state.make_optimizer`.
         objective: what is minimised.
         ramp, epsilon: the factor on the distillation terms and ε, as functions of the number of steps done.
-        mean, std: per channel, in units of pixel/255.
+        mean, std: of the pixels as the student sees them, per channel, in units of pixel/255.
+        teacher_mean, teacher_std: likewise for the teacher; None = as the student sees them.
         ema_decay: per step, of the average in `state.ema`; read only where there is one.
         skip_limit: 1 or more.
 
     Returns:
-        The next state, with this step's metrics added to `totals` unless it was skipped.
+        The next state, with this step's metrics added to `totals` and `epoch_totals` unless it was skipped.
     """
     images, labels = normalize(batch["image"], mean=mean, std=std), batch["label"]
-    teacher_logits = teacher(teacher_variables, images) if objective.needs_teacher else None
+    teacher_logits = None
+    if objective.needs_teacher:
+        seen = normalize(batch["image"], mean=teacher_mean or mean, std=teacher_std or std)
+        teacher_logits = teacher(teacher_variables, seen)
 
     def forward(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -199,6 +206,7 @@ def train_step(
         opt_state=opt_state,
         ema=ema,
         totals=metrics.merge(state.totals, step_totals),
+        epoch_totals=metrics.merge(state.epoch_totals, step_totals),
     )
     sound = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & (state.skipped_in_a_row < skip_limit)
     kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
@@ -219,6 +227,8 @@ def finite_rows(
     objective: Objective,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    teacher_mean: tuple[float, ...] | None = None,
+    teacher_std: tuple[float, ...] | None = None,
 ) -> dict[str, jax.Array]:
     """For each part of the training loss: in which rows of a batch it is finite.
 
@@ -230,7 +240,8 @@ def finite_rows(
     logits, _ = student(state.variables, images, train=True, mutable=["batch_stats"])
     rows = {}
     if objective.needs_teacher:
-        teacher_logits = teacher(teacher_variables, images)
+        seen = normalize(batch["image"], mean=teacher_mean or mean, std=teacher_std or std)
+        teacher_logits = teacher(teacher_variables, seen)
         rows["teacher logits"] = teacher_logits
     rows |= {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
     if objective.needs_teacher:
@@ -336,8 +347,80 @@ def eval_step(
         Totals `accuracy` (int32, int32) and `ce` (float32, int32) over the rows where `mask`.
     """
     logits = model(variables, normalize(batch["image"], mean=mean, std=std))
-    nll = losses.cross_entropy(logits, batch["label"])
+    return _evaluation_totals(logits, batch["label"], batch["mask"])
+
+
+class Diagnosis(NamedTuple):
+    """Sums over a batch, or over all batches of a split when they are added.
+
+    Attributes:
+        means: as of `eval_step`, and where there is a teacher `kl` (KL(teacher ‖ student) at T = 1, nats), `agreement`
+            (share with the same top class) and `logit_msd` (‖z − v‖²).
+        bins: of the confidences.
+        classes: correct answers by class.
+        features: by class.
+    """
+
+    means: metrics.Totals
+    bins: calibration.Bins
+    classes: calibration.ClassCounts
+    features: collapse.ClassSums
+
+
+class Rows(NamedTuple):
+    """What is kept of each example until the class means are known.
+
+    Attributes:
+        features: float `[batch, width]`, before the classifier.
+        labels: int32 `[batch]`.
+        mask: bool `[batch]`.
+        predicted: int32 `[batch]`, top class.
+    """
+
+    features: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+    predicted: jax.Array
+
+
+def diagnose_step(
+    variables: Any,
+    teacher_variables: Any,
+    batch: dict[str, jax.Array],
+    *,
+    model: Apply,
+    teacher: Apply | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> tuple[Diagnosis, Rows]:
+    """`eval_step` with calibration, neural collapse and the distance to a teacher.
+
+    Args:
+        variables, batch, mean, std: as `eval_step`.
+        teacher_variables: the teacher's; None without one.
+        model: the model's `apply`; with `features=True` it gives (logits, features).
+        teacher: the teacher's `apply`, or None.
+    """
+    images, labels, mask = normalize(batch["image"], mean=mean, std=std), batch["label"], batch["mask"]
+    logits, features = model(variables, images, features=True)
+    predicted = jnp.argmax(logits, axis=-1)
+    means = _evaluation_totals(logits, labels, mask)
+    if teacher is not None:
+        teacher_logits = teacher(teacher_variables, images)
+        means["kl"] = metrics.masked_mean(losses.kd(logits, teacher_logits, temperature=1.0), mask)
+        means["agreement"] = metrics.accuracy(teacher_logits, predicted, mask)
+        means["logit_msd"] = metrics.masked_mean(jnp.sum((logits - teacher_logits) ** 2, axis=-1), mask)
+    diagnosis = Diagnosis(
+        means=means,
+        bins=calibration.bins(logits, labels, mask),
+        classes=calibration.class_counts(logits, labels, mask),
+        features=collapse.class_sums(features, labels, mask, num_classes=logits.shape[-1]),
+    )
+    return diagnosis, Rows(features, labels, mask, predicted)
+
+
+def _evaluation_totals(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> metrics.Totals:
     return {
-        "accuracy": metrics.accuracy(logits, batch["label"], batch["mask"]),
-        "ce": metrics.masked_mean(nll, batch["mask"]),
+        "accuracy": metrics.accuracy(logits, labels, mask),
+        "ce": metrics.masked_mean(losses.cross_entropy(logits, labels), mask),
     }

@@ -24,7 +24,7 @@ from dgkd_jax.models import swin
 from dgkd_jax.torch_names import entry_name
 from dgkd_jax.weight_files import DOWNLOADS, load
 
-__all__ = ["DOWNLOADS", "from_torch", "load", "to_torch"]
+__all__ = ["DOWNLOADS", "classes_of", "from_torch", "load", "to_torch"]
 
 # A kernel's axes, by rank: convolution HWIO <-> OIHW, linear [in, out] <-> [out, in].
 _TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
@@ -74,7 +74,7 @@ def from_torch(
         state_dict = _with_fresh_head(state_dict, model, name, image_shape, expected)
     given = _without_buffers({entry: np.shape(array) for entry, array in state_dict.items()}, expected)
     if problems := _differences(given, expected):
-        raise BadInput(f"these PyTorch entries are not those of {name}:\n{problems}\n{_what_fits(given)}")
+        raise BadInput(f"these PyTorch entries are not those of {name}: {problems}. {_what_fits(given)}")
     for entry in expected:
         _check_numbers(entry, state_dict[entry])
     for entry, buffer in _buffers(expected).items():
@@ -108,11 +108,29 @@ def to_torch(
     expected, _ = _leaves(models.shapes(model, image_shape or model.image_shape))
     leaves, _ = _leaves(variables)
     if problems := _differences(_shapes(leaves), _shapes(expected)):
-        raise BadInput(f"these variables are not those of {name}:\n{problems}")
+        raise BadInput(f"these variables are not those of {name}: {problems}")
     state_dict = {}
     for path, leaf in leaves.items():
         state_dict[entry_name(path, name)] = _transposed(path, np.asarray(leaf), _TORCH_AXES)
     return state_dict | _buffers(state_dict)
+
+
+def classes_of(state_dict: Mapping[str, np.ndarray], name: str) -> int:
+    """Number of classes of a model's PyTorch entries: the size of their head.
+
+    Args:
+        state_dict: entry name -> array in PyTorch's layout.
+        name: the model's; it says which entries are the head.
+
+    Raises:
+        BadInput: the head's entries are missing, or differ in size.
+    """
+    head = [entry for entry, shape in _marked_shapes(name).items() if _MARK in shape]
+    sizes = {np.shape(state_dict.get(entry, 0))[:1] for entry in head}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        given = {entry: np.shape(array) for entry, array in state_dict.items()}
+        raise BadInput(f"these PyTorch entries have no head of {name} ({', '.join(head)}). {_what_fits(given)}")
+    return int(sizes.pop()[0])
 
 
 def _with_fresh_head(
@@ -186,7 +204,7 @@ def _differences(given: Mapping[str, tuple], expected: Mapping[str, tuple]) -> s
             if given.get(entry, shape) != shape
         ],
     }
-    return "\n".join(f"  {kind}: {_first_few(found)}" for kind, found in kinds.items() if found)
+    return "; ".join(f"{kind}: {_first_few(found)}" for kind, found in kinds.items() if found)
 
 
 def _first_few(found: list[str]) -> str:

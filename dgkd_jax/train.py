@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from dgkd_jax import checkpoint, faults, metrics, models, ownership, sharding, state, steps, writer
 from dgkd_jax import config as config_rules
 from dgkd_jax.data import Source
+from dgkd_jax.epoch_log import EpochLog
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted
 from dgkd_jax.evaluate import Evaluator
 from dgkd_jax.goodput import Goodput, summary
@@ -30,11 +31,16 @@ _AHEAD = 2
 
 
 class Teacher(NamedTuple):
-    """A frozen network: `apply`, its variables on the mesh, and their fingerprint."""
+    """A frozen network: `apply`, its variables on the mesh, their fingerprint, and the mean and std of its pixels.
+
+    Without mean and std it sees the images as the student does.
+    """
 
     apply: steps.Apply
     variables: Any
     fingerprint: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class History(NamedTuple):
@@ -233,6 +239,8 @@ def _build(
         "objective": objective,
         "mean": source.mean,
         "std": source.std,
+        "teacher_mean": teacher and teacher.mean,
+        "teacher_std": teacher and teacher.std,
     }
     train_step = functools.partial(
         steps.train_step,
@@ -258,7 +266,14 @@ def _build(
         ),
         finite_rows=jax.jit(functools.partial(steps.finite_rows, **networks), out_shardings=sharding.replicated(mesh)),
         teacher=teacher,
-        evaluator=Evaluator(model.apply, mesh=mesh, mean=source.mean, std=source.std),
+        evaluator=Evaluator(
+            model.apply,
+            mesh=mesh,
+            mean=source.mean,
+            std=source.std,
+            diagnose=config.diagnose,
+            teacher=teacher and (teacher.apply, teacher.variables),
+        ),
         learning_rate=learning_rate,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -327,6 +342,7 @@ def _loop(
         steps_per_epoch=program.steps_per_epoch,
         batch_size=config.batch_size,
     )
+    epoch_log = EpochLog(workdir, epoch=(first - 1) // program.steps_per_epoch)
     teacher_variables = program.teacher and program.teacher.variables
     train_step, loss = None, "loss not fetched yet"
     with (
@@ -386,6 +402,12 @@ def _loop(
                 out.write(step, "eval", evaluation)
                 out.write(step, "goodput", goodput.seconds())
                 progress.line(step, f"{loss}, {source.eval_split} accuracy {100 * accuracy:.2f} %")
+
+            # Where the evaluation is still due, the row is too.
+            if step % program.steps_per_epoch == 0 and not evaluation_due:
+                means = metrics.compute(current.epoch_totals)
+                epoch_log.write(step // program.steps_per_epoch, means, test_accuracy=accuracy)
+                current = current.replace(epoch_totals=metrics.zeros_like(current.epoch_totals))
 
             due = accuracy is not None or (config.checkpoint_every and step % config.checkpoint_every == 0)
             if due or (stopping and step > 0):

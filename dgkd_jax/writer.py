@@ -54,8 +54,8 @@ class MetricWriter:
                 raise self._not_written(failure) from failure
             logging.error("%s", self._not_written(failure))  # the error that is on its way says more
 
-    def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One line {"step", "kind", …values}, and one TensorBoard scalar `kind/name` for each value.
+    def write(self, step: int, kind: str, values: dict[str, float | list[float]]) -> None:
+        """One line {"step", "kind", …values}, and one TensorBoard scalar `kind/name` for each value that is no list.
 
         Args:
             step: number of steps done.
@@ -64,11 +64,12 @@ class MetricWriter:
         """
         if not self._active:
             return
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        finite = {name: _finite(value) for name, value in values.items()}
+        scalars = {f"{kind}/{name}": value for name, value in values.items() if not isinstance(value, list)}
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
             self._file.flush()
-            self._tensorboard.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+            self._tensorboard.write_scalars(step, scalars)
         except Exception as failure:  # TensorBoard's thread hands its errors on in types of its own
             raise self._not_written(failure) from failure
 
@@ -77,6 +78,12 @@ class MetricWriter:
             f"metrics could not be written in {self._workdir}: {' '.join(str(failure).split())[:300]}. "
             "Make room or mend the storage, then give the same command again; it goes on from the newest checkpoint."
         )
+
+
+def _finite(value: float | list[float]) -> float | list[float | None] | None:
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return value if math.isfinite(value) else None
 
 
 def _lines(path: epath.Path) -> list[dict[str, Any]]:

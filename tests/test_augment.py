@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
+from PIL.Image import Resampling
 
 from dgkd_jax.data import augment
 
@@ -159,6 +161,19 @@ def test_central_view_is_numpys(height, width, resize, resized, corner):
     result = augment.central_view(as_png(image), resize=resize, size=32, channels=3).numpy()
     assert result.shape == (32, 32, 3)
     assert_rounded(result, expected)
+
+
+@pytest.mark.parametrize("shape", [(41, 57), (90, 64), (200, 170)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resize_is_pils(rng, interpolation, shape):
+    """On edges from black to white, where the bicubic filter overshoots, and on noise; smaller and larger."""
+    edges = np.repeat(np.repeat(noise(rng, 10, 8, 3) // 128 * 255, 9, 0), 13, 1)
+    for image in (edges, noise(rng, 90, 104, 3), smooth(90, 104)):
+        expected = np.asarray(Image.fromarray(image).resize(shape[::-1], Resampling[interpolation.upper()])).astype(int)
+        result = augment.resized(image, np.array(shape), interpolation=interpolation).numpy()
+        # PIL rounds after each axis. Its weights are integers of 22 bits, so a value near a half may go the other way
+        # (bicubic), or is not rounded in between (bilinear); the second axis can make 2 of that 1.
+        assert np.abs(result - expected).max() <= 2
 
 
 def test_an_image_smaller_than_the_view_is_an_error(rng):

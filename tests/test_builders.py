@@ -1,6 +1,7 @@
 """The builders of data sets that TFDS does not have, and what is said where their files are missing."""
 
 import gzip
+import re
 import shutil
 import socket
 
@@ -227,6 +228,31 @@ def test_image_folder_labels_are_the_sorted_class_folders(section, folder):
     assert first_pixels(examples(source)) == [(4, 1), (5, 0)]
 
 
+def test_classes_file_gives_the_labels_of_a_larger_network(section, folder):
+    data = folder_section(section, folder)
+    data_lib.open_source(data)  # a copy prepared before the file was written is not used again
+    (folder / "classes.txt").write_text("ant\nzebra\nwolf\nbig cat\nyak\n\n")
+    source = data_lib.open_source(data)
+    assert source.num_classes == 5
+    assert first_pixels(one_epoch(source, 3)) == [(1, 1), (2, 1), (3, 3)]
+    assert first_pixels(examples(source)) == [(4, 1), (5, 3)]
+    write_image(folder / "val" / "yak" / "f.png", [7, 7, 7])  # a class without training images
+    assert first_pixels(examples(data_lib.open_source(data))) == [(4, 1), (5, 3), (7, 4)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["zebra", "wolf"], "train/big cat: no such class in .*classes.txt"),
+        (["zebra", "big cat", "zebra"], "classes.txt, line 3: 'zebra' is not a class of its own"),
+        (["zebra", "", "big cat"], "classes.txt, line 2: '' is not a class of its own"),
+    ],
+)
+def test_classes_file_that_cannot_be_used_is_named(section, folder, lines, message):
+    (folder / "classes.txt").write_text("\n".join(lines))
+    assert re.search(message, data_lib.missing(folder_section(section, folder)))
+
+
 def test_a_changed_image_folder_is_read_again(section, folder):
     data = folder_section(section, folder)
     assert data_lib.open_source(data).num_train == 3
@@ -262,7 +288,7 @@ def test_image_folder_refuses_empty_and_unknown_classes(section, folder):
 def test_an_image_that_cannot_be_decoded_is_named_as_bad_input(section, folder):
     (folder / "train" / "zebra" / "a.png").write_bytes(b"\x89PNG nonsense")
     source = data_lib.open_source(folder_section(section, folder))
-    with pytest.raises(BadInput, match="image_folder in .* cannot be read"):
+    with pytest.raises(BadInput, match=r"image_folder in .* 1 training image.s. cannot be decoded, .*__\d+\. Mend"):
         next(source.train_batches(seed=0, batch_size=3, start_step=0))
 
 

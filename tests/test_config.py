@@ -80,6 +80,9 @@ def resolved(**changes) -> ConfigDict:
         ("data.readers", 3, "config.data.readers=3 must divide batch_size=128"),
         ("batch_norm_groups", 3, "config.batch_norm_groups=3 must divide batch_size=128"),
         ("data.mean", (0.5,), "config.data.mean and config.data.std must have the same length"),
+        ("data.eval_interpolation", "cubic", "config.data.eval_interpolation='cubic'.*did you mean 'bicubic'"),
+        ("teacher.mean", (0.5,), "config.teacher.mean and config.teacher.std must have the same length"),
+        ("teacher.std", (0.0,), "config.teacher.std=.* greater than 0"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_allowed(key, value, message):
@@ -116,6 +119,7 @@ def test_a_run_is_the_same_run_after_json():
         ({"teacher.epochs": 3}, True),  # the teacher is compared by its weights
         ({"kd.temperature": 9.0}, True),  # DGKD does not read it
         ({"dkd.beta": 9.0}, False),
+        ({"teacher.mean": (0.5,), "teacher.std": (0.5,)}, False),
         ({"dgkd.epsilon": 0.2}, False),
         ({"seed": 1}, False),
         ({"optimizer.learning_rate": 0.2}, False),

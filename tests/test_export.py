@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     rules.validate(config)
     workdir = tmp_path_factory.mktemp("run")
     source = data_lib.open_source(config.data)
-    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     return train.fit(config, workdir=workdir, source=source, mesh=mesh), workdir
 
 
@@ -213,6 +213,29 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, capsys):
     assert (tmp_path / "there.npz").stat().st_size == 0
     assert command(capsys, f"--workdir={workdir}", f"--output={tmp_path / 'there.npz'}", "--overwrite")[0] == 0
     assert (tmp_path / "there.npz").stat().st_size > 0
+
+
+def test_weights_that_are_not_finite_are_named_and_not_written(run, tmp_path, monkeypatch, capsys):
+    student = export.read(run[1])
+    statistics = student.variables["batch_stats"]["bn2"]
+    monkeypatch.setitem(statistics, "var", np.where(np.arange(statistics["var"].size) == 5, np.nan, statistics["var"]))
+    monkeypatch.setattr(export, "read", lambda *_, **__: student)
+    code, _, err = command(capsys, f"--workdir={run[1]}", f"--output={tmp_path / 's.npz'}")
+    assert code == 2
+    assert "the student of step 4 is unusable: bn2.running_var holds NaN or infinite values" in err
+    assert err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_network_that_does_not_exist_is_said_with_the_nearest_names(run, tmp_path, capsys):
+    for file in ("config.json", "student.json"):
+        content = (run[1] / file).read_text().replace("small_cnn_w8", "small_cnn_w9")
+        (tmp_path / file).write_text(content)
+    shutil.copytree(run[1] / "checkpoints", tmp_path / "checkpoints")
+    code, _, err = command(capsys, f"--workdir={tmp_path}", f"--output={tmp_path / 's.npz'}")
+    assert code == 2
+    assert "unknown model 'small_cnn_w9'. Did you mean small_cnn_w8" in err
+    assert err.count("\n") == 1
 
 
 def test_the_documented_command_needs_no_torch_and_prints_one_line(run, tmp_path):

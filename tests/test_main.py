@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from dgkd_jax import job
+from dgkd_jax import job, models, torch_port, weight_files
 from dgkd_jax import main as main_module
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +160,46 @@ def test_weights_on_the_hub_are_not_looked_for_on_disk():
     assert job._missing_weights(teacher) is None
     teacher.weights = "timm/resnet50.tv_in1k"
     assert "resnet50, looked for at" in job._missing_weights(teacher)
+
+
+def _teacher_file(path, *, name="small_cnn_w24", classes=10, broken=None):
+    model = models.create(name, num_classes=classes)
+    entries = torch_port.to_torch(models.initialise(model, (28, 28, 1), 0), model, name)
+    if broken is not None:
+        entries["bn3.weight"][7] = broken
+    path.write_bytes(weight_files.encode(entries, {}, suffix=path.suffix))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"broken": float("nan")}, "entry bn3.weight: 1 of 72 values are NaN or infinite"),
+        ({"broken": float("-inf")}, "entry bn3.weight: 1 of 72 values are NaN or infinite"),
+        ({"name": "small_cnn_w8"}, "are not those of small_cnn_w24: .* They fit small_cnn_w8 with 10 classes."),
+        ({"classes": 100}, "fc.bias is (100,), not (10,), .* They fit small_cnn_w24 with 100 classes."),
+    ],
+)
+def test_a_teacher_that_cannot_be_used_is_one_line_and_exit_code_2(settings, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "NAMES", ("small_cnn_w8", "small_cnn_w24"))  # tracing all of them takes seconds
+    path = tmp_path / "teacher.safetensors"
+    _teacher_file(path, **settings)
+    arguments = ["--config=configs/mnist5k.py", "--config.data.mock=true", f"--config.teacher.weights={path}"]
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dgkd_jax: config.teacher.weights={path}: ")
+    assert re.search(re.escape(message).replace(r"\.\*", ".*"), error), error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_teachers_file_that_is_cut_off_is_one_line_and_exit_code_2(suffix, tmp_path, capsys):
+    path = tmp_path / f"teacher{suffix}"
+    _teacher_file(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert run("--config=configs/mnist5k.py", "--config.data.mock=true", f"--config.teacher.weights={path}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dgkd_jax: weights {path}: not a whole {suffix} file")
+    assert error.count("\n") == 1
 
 
 def test_the_cards_command_runs_on_generated_images(tmp_path, capsys):

@@ -93,6 +93,7 @@ def test_every_name_gives_logits_and_features_in_float32(name):
     logits, features = jax.eval_shape(lambda v, x: model.apply(v, x, features=True), variables, images)
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
     assert (features.shape[0], features.ndim, features.dtype) == (2, 2, jnp.float32)
+    assert models.classifier(variables).shape == (features.shape[1], 7)
 
 
 def test_names_are_those_of_the_families():
@@ -270,6 +271,12 @@ def test_head_and_features_are_exact_in_float32_under_bfloat16():
     head = variables["params"]["fc"]
     expected = np.asarray(features, np.float64) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-6 * np.abs(expected).max())  # float32: 120 products
+    assert models.classifier(variables) is head["kernel"]
+
+
+def test_variables_without_a_head_have_no_classifier():
+    with pytest.raises(ValueError, match="expected one linear layer outside the blocks, the head, found 0"):
+        models.classifier({"params": {"bn": {"scale": np.ones(3)}}})
 
 
 def test_groups_of_a_model_equal_separate_batches():

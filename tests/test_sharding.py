@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dgkd_jax import sharding
+from dgkd_jax import models, sharding
 
 
 def test_mesh_covers_all_devices():
@@ -39,3 +39,30 @@ def test_global_batch_keeps_its_rows_in_order_and_cuts_them_over_all_devices():
     found = sharding.to_global({"image": rows}, mesh)["image"]
     np.testing.assert_array_equal(found, rows)
     assert {shard.data.shape for shard in found.addressable_shards} == {(2, 3)}
+
+
+def test_a_large_teacher_is_really_cut_over_fsdp_and_gives_the_logits_of_the_whole_one():
+    model = models.create("vgg8", num_classes=10)
+    images = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
+    variables = models.initialise(model, images.shape[1:], 0)
+    mesh = sharding.make_mesh(fsdp=4)
+    cut = sharding.place(variables, mesh)
+
+    leaves = jax.tree.leaves(variables)
+    large = sum(leaf.nbytes for leaf in leaves if leaf.nbytes >= 4 * 2**20)  # divisible by 4 all of them
+    rest = sum(leaf.nbytes for leaf in leaves) - large
+    assert large > rest > 0
+    for device in jax.devices():
+        held = [shard.data.nbytes for leaf in jax.tree.leaves(cut) for shard in leaf.addressable_shards
+                if shard.device == device]  # fmt: skip
+        assert sum(held) == large // 4 + rest
+
+    forward = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+    compiled = forward.lower(cut, sharding.to_global({"image": images}, mesh)["image"]).compile()
+    assert [str(s) for s in jax.tree.leaves(compiled.input_shardings[0][0])] == [
+        str(leaf.sharding) for leaf in jax.tree.leaves(cut)
+    ]
+    logits = np.asarray(compiled(cut, sharding.to_global({"image": images}, mesh)["image"]))
+    whole = np.asarray(forward(variables, images))
+    # Float32; cut weights and smaller batches per device change the order of summation over up to 4,608 products.
+    np.testing.assert_allclose(logits, whole, rtol=0, atol=1e-5 * np.abs(whole).max())

@@ -54,7 +54,7 @@ def batch_of(seed: int, size: int = BATCH) -> dict[str, np.ndarray]:
     }
 
 
-def run(networks, goal, *, batches, mesh=None, epsilon=0.5, ramp=0.75, ema_decay=0.0, optimizer=None):
+def run(networks, goal, *, batches, mesh=None, epsilon=0.5, ramp=0.75, ema_decay=0.0, optimizer=None, **options):
     """The state after one step per batch, in float64; call it inside `jax.enable_x64(True)`."""
     student, teacher = networks
     optimizer = optimizer or sgd()
@@ -80,6 +80,7 @@ def run(networks, goal, *, batches, mesh=None, epsilon=0.5, ramp=0.75, ema_decay
             mean=MEAN,
             std=STD,
             ema_decay=ema_decay,
+            **options,
         ),
         donate_argnums=0,
     )
@@ -193,6 +194,25 @@ def test_teacher_runs_in_evaluation_mode(networks):
         after, _ = run(networks, objective("kd"), batches=[batch])
         expected = np.mean(np.sum((np.asarray(z) - np.asarray(v)) ** 2, -1))
         np.testing.assert_allclose(after.totals["logit_msd"][0], expected, rtol=1e-12)
+
+
+def test_teacher_sees_pixels_normalised_as_its_own(networks):
+    student, teacher = networks
+    images = np.random.default_rng(4).integers(0, 256, (BATCH, *SHAPE), np.uint8)
+    own = {"teacher_mean": (127 / 255,), "teacher_std": (128 / 255,)}
+    with jax.enable_x64(True):
+        batch = batch_of(4) | {"image": images}
+        after, _ = run(networks, objective("kd"), batches=[batch], **own)
+        z, _ = student.apply(
+            float64(models.initialise(student, SHAPE, 0)),
+            (images / 255 - MEAN[0]) / STD[0],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        v = teacher.apply(float64(models.initialise(teacher, SHAPE, 1)), (images - 127.0) / 128)
+        expected = np.mean(np.sum((np.asarray(z) - np.asarray(v)) ** 2, -1))
+        # The images are normalised in float32.
+        np.testing.assert_allclose(after.totals["logit_msd"][0], expected, rtol=1e-5)
 
 
 def test_average_of_the_variables_follows_its_recursion(networks):
@@ -336,14 +356,17 @@ def test_training_follows_the_pytorch_repository_step_by_step(method):
             )
 
         step = jax.jit(every_loss)
-        found = []
+        found, terms = [], []
         for index in range(count):
             batch = {"image": jnp.asarray(images[index]), "label": jnp.asarray(golden["labels"][index], jnp.int32)}
             following = step(current, batch)
             found.append(float(following.totals["loss"][0] - current.totals["loss"][0]))
+            change = jax.tree.map(lambda after, before: float(after - before), following.totals, current.totals)
+            terms.append([change[name][0] / change[name][1] for name in ("tckd", "nckd", "grad_similarity")])
             current = following
         entries = torch_port.to_torch(jax.tree.map(np.asarray, current.variables), model, "resnet8")
         np.testing.assert_allclose(found, golden["loss"], rtol=1e-8)  # float64 through twelve chaotic steps
+        np.testing.assert_allclose(terms, golden["tckd_nckd_similarity"], rtol=1e-8, atol=1e-9)
         for name in (key for key in golden if key.startswith("param/")):
             expected = golden[name]  # stored as float32: half a unit in the last place is 6e-8 relative
             np.testing.assert_allclose(entries[name.removeprefix("param/")], expected, rtol=1e-7, atol=1e-9)

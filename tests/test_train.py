@@ -1,5 +1,6 @@
 """The loop: where a run is interrupted does not show in what it leaves."""
 
+import csv
 import json
 import os
 import shutil
@@ -89,7 +90,7 @@ def lines(workdir):
 
 @pytest.fixture(scope="module")
 def one_device():
-    return jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,7 @@ def test_an_interrupted_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, uni
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert lines(tmp_path) == lines(folder)
+    assert (tmp_path / "log.csv").read_bytes() == (folder / "log.csv").read_bytes()
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
 
 
@@ -151,6 +153,7 @@ def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert lines(tmp_path) == lines(folder)
+    assert (tmp_path / "log.csv").read_bytes() == (folder / "log.csv").read_bytes()
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
 
 
@@ -176,8 +179,51 @@ def test_metrics_leave_the_device_only_when_they_are_logged(tmp_path, monkeypatc
     compute = train.metrics.compute
     monkeypatch.setattr(train.metrics, "compute", lambda totals: fetched.append(1) or compute(totals))
     fit(tiny(log_every=4, eval_every=2.0), tmp_path)
-    # Steps 4 and 8, and the one evaluation, which goes through the same function.
-    assert len(fetched) == 3
+    # Steps 4 and 8, the two epochs, and the one evaluation, which goes through the same function.
+    assert len(fetched) == 5
+
+
+def rows_of(workdir):
+    with (workdir / "log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_of_the_epoch_log_are_means_over_the_steps_of_the_epoch(tmp_path, one_device):
+    """Against the lines of single steps; not moved by how often metrics are logged or evaluated."""
+    each = tiny(method="dkd", log_every=1)
+    fit(each, tmp_path / "each", mesh=one_device)
+    fit(tiny(method="dkd", log_every=7, eval_every=2.0), tmp_path / "seldom", mesh=one_device)
+    found, seldom = rows_of(tmp_path / "each"), rows_of(tmp_path / "seldom")
+    logged = lines(tmp_path / "each")
+    trained = [line for line in logged if line["kind"] == "train"]
+    accuracies = [line["accuracy"] for line in logged if line["kind"] == "eval"]
+    assert [row["epochs"] for row in found] == ["1", "2"]
+    for epoch, row in enumerate(found):
+        of_epoch = trained[epoch * EPOCH : (epoch + 1) * EPOCH]
+        for column, name in {
+            "train_loss": "loss", "avg_grad_similarity": "grad_similarity", "target_norm": "target_norm",
+            "nontarget_norm": "nontarget_norm", "target_gradmag": "target_gradmag",
+            "nontarget_gradmag": "nontarget_gradmag", "covariance": "covariance",
+        }.items():  # fmt: skip
+            expected = np.mean([line[name] for line in of_epoch])
+            np.testing.assert_allclose(float(row[column]), expected, rtol=1e-6)  # float32 sums, nine digits
+        np.testing.assert_allclose(float(row["train_acc"]), 100 * np.mean([line["accuracy"] for line in of_epoch]))
+        np.testing.assert_allclose(float(row["test_acc"]), 100 * accuracies[epoch])
+    assert [row.pop("test_acc") for row in seldom] == ["", found[1]["test_acc"]]
+    assert seldom == [{name: value for name, value in row.items() if name != "test_acc"} for row in found]
+
+
+def test_evaluations_diagnose_unless_told_not_to(tmp_path, uninterrupted):
+    _, workdir = uninterrupted
+    names = {"ece", "kl", "agreement", "logit_msd", "nc1", "nc2_norms", "nc2_angles", "nc3", "nc4"}
+    for line in (line for line in lines(workdir) if line["kind"] == "eval"):
+        assert set(line) == {"step", "kind", "accuracy", "ce", "class_accuracy", *names}
+        assert all(np.isfinite(line[name]) for name in names)
+    trained = fit(tiny(epochs=1), tmp_path / "with")
+    without = fit(tiny(epochs=1, diagnose=False), tmp_path / "without")
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, without.variables)
+    (line,) = (line for line in lines(tmp_path / "without") if line["kind"] == "eval")
+    assert set(line) == {"step", "kind", "accuracy", "ce"}
 
 
 def test_one_trace_per_run(tmp_path, monkeypatch):

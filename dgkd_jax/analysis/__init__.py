@@ -1,1 +1,1 @@
-"""What the trained networks do: measures over a whole split, from sums that add up over batches and devices."""
+"""What losses, networks and runs look like: measures over a whole split, figures, pages. No loss depends on it."""

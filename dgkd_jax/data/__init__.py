@@ -14,6 +14,7 @@ from dgkd_jax.data.mock import MockSource
 from dgkd_jax.errors import BadInput
 
 AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop")
+INTERPOLATIONS = ("bilinear", "bicubic")
 _MEMORY_LIMIT = 2**30  # bytes of encoded training images that may stay in memory
 
 
@@ -150,23 +151,34 @@ def open_source(data: Any) -> Source:
     return TfdsSource(
         **shared,
         num_classes=builder.info.features["label"].num_classes,
-        num_train=splits["train"].num_examples,
+        num_train=_train_examples(data, splits["train"].num_examples),
         num_eval=splits[eval_split].num_examples,
         eval_split=eval_split,
         builder=builder,
         augment=data.augment,
         eval_resize=data.eval_resize,
+        eval_interpolation=data.eval_interpolation,
         shuffle_buffer=data.shuffle_buffer,
         readers=data.readers,
         max_bad_images=data.max_bad_images,
+        label_noise=data.label_noise,
     )
+
+
+def _train_examples(data: Any, there: int) -> int:
+    if data.train_examples > there:
+        raise BadInput(f"config.data.train_examples={data.train_examples}: {data.name} has {there} training images")
+    return data.train_examples or there
 
 
 def _check_view(data: Any, entry: datasets.DataSet) -> int:
     """Hold what is done to the images to what can be done; returns the side of what the model sees."""
-    if data.augment not in AUGMENTATIONS:
-        allowed = ", ".join(map(repr, AUGMENTATIONS))
-        raise BadInput(f"config.data.augment={data.augment!r} is not allowed: one of {allowed}")
+    for key, value, choices in (
+        ("augment", data.augment, AUGMENTATIONS),
+        ("eval_interpolation", data.eval_interpolation, INTERPOLATIONS),
+    ):
+        if value not in choices:
+            raise BadInput(f"config.data.{key}={value!r} is not allowed: one of {', '.join(map(repr, choices))}")
     for key, value, low in (
         ("image_size", data.image_size, 0),
         ("eval_resize", data.eval_resize, 0),

@@ -3,10 +3,10 @@
 Randomness comes in as `uniforms`, float32 numbers in [0, 1) that the caller draws for each image with a
 stateless generator: an image is then a function of (seed, epoch, position), and numpy can check every function.
 
-JPEG is decoded with the accurate inverse DCT and smooth chroma upsampling, and resizing is bilinear with
-antialiasing (the filter widens where it shrinks), because PIL does both: decoding equals PIL's bit for bit and
-resizing within one grey level, so PyTorch's published weights see the images that they know. A resize without
-antialiasing would save a third of the time per ImageNet image. EXIF rotation is ignored, as torchvision does.
+JPEG is decoded with the accurate inverse DCT and smooth chroma upsampling, and resizing is bilinear (at evaluation
+perhaps bicubic) with antialiasing (the filter widens where it shrinks), because PIL does both: decoding equals PIL's
+bit for bit and resizing within two grey levels, so PyTorch's published weights see the images that they know. A resize
+without antialiasing would save a third of the time per ImageNet image. EXIF rotation is ignored, as torchvision does.
 """
 
 import math
@@ -145,7 +145,28 @@ def random_resized_crop(encoded: tf.Tensor, uniforms: tf.Tensor, *, size: int, c
     return flip(to_uint8(tf.image.resize(window, [size, size], antialias=True)), uniforms[-1])
 
 
-def central_view(encoded: tf.Tensor, *, resize: int, size: int, channels: int) -> tf.Tensor:
+def resized(image: tf.Tensor, shape: tf.Tensor, *, interpolation: str) -> tf.Tensor:
+    """The image at another size, within two grey levels of PIL's `Image.resize`.
+
+    Args:
+        image: [height, width, channels] uint8.
+        shape: [2] int32, the new height and width.
+        interpolation: "bilinear" or "bicubic" (Keys' kernel with a = -1/2), with antialiasing.
+
+    Returns:
+        [new height, new width, channels] uint8.
+    """
+    if interpolation == "bicubic":
+        # PIL rounds and clips after each axis, the width first. This kernel overshoots at edges, so the clipping shows:
+        # up to 7 grey levels without this pass.
+        across = tf.stack([tf.shape(image)[0], shape[1]])
+        image = to_uint8(tf.image.resize(image, across, interpolation, antialias=True))
+    return to_uint8(tf.image.resize(image, shape, interpolation, antialias=True))
+
+
+def central_view(
+    encoded: tf.Tensor, *, resize: int, size: int, channels: int, interpolation: str = "bilinear"
+) -> tf.Tensor:
     """The image as it is evaluated: its shorter side resized, keeping the aspect, then the central square.
 
     Rounding follows torchvision's `Resize` and `CenterCrop`.
@@ -154,6 +175,7 @@ def central_view(encoded: tf.Tensor, *, resize: int, size: int, channels: int) -
         encoded: scalar string, JPEG or PNG.
         resize: pixels of the shorter side; 0 = not resized.
         size: side of the result in pixels.
+        interpolation: of the resize, see `resized`.
 
     Returns:
         [size, size, channels] uint8. An image smaller than the square is an error when the graph runs.
@@ -161,7 +183,7 @@ def central_view(encoded: tf.Tensor, *, resize: int, size: int, channels: int) -
     image = decode(encoded, channels=channels)
     if resize:
         shape = tf.shape(image)[:2]
-        image = to_uint8(tf.image.resize(image, resize * shape // tf.reduce_min(shape), antialias=True))
+        image = resized(image, resize * shape // tf.reduce_min(shape), interpolation=interpolation)
     shape = tf.shape(image)[:2]
     message = f"an image is smaller than {size} pixels: set config.data.eval_resize to {size} or more"
     with tf.control_dependencies([tf.debugging.assert_greater_equal(shape, size, message=message)]):

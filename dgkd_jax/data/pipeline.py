@@ -42,9 +42,11 @@ class TfdsSource:
         builder: of a prepared set with the features "image" and "label".
         augment: one of `config.data.augment`'s values.
         eval_resize: shorter side before the central crop, pixels; 0 = not resized.
+        eval_interpolation: of that resize, "bilinear" or "bicubic".
         shuffle_buffer: records; 0 = records stay in memory and are shuffled whole.
         readers: pieces in which the training split is read.
         max_bad_images: training images that may be impossible to decode before that is an error.
+        label_noise: part of the training labels that are replaced; which, and by what, depends on the example alone.
     """
 
     name: str
@@ -58,9 +60,11 @@ class TfdsSource:
     builder: Any
     augment: str
     eval_resize: int
+    eval_interpolation: str
     shuffle_buffer: int
     readers: int
     max_bad_images: int = 0
+    label_noise: float = 0.0
     _bad: set[str] = dataclasses.field(default_factory=set, repr=False)  # ids of those found so far
     _held: dict = dataclasses.field(default_factory=dict, repr=False)  # records in memory, by (split, start, stop)
 
@@ -86,7 +90,8 @@ class TfdsSource:
 
             def load(place, element):
                 record = lookup(element)
-                return self._example(record, self._train_image(record["image"], tf.stack([_int64(seed), place])))
+                image = self._train_image(record["image"], tf.stack([_int64(seed), place]))
+                return self._example(self._with_label_noise(record), image)
 
             return examples, load, lookup
 
@@ -260,7 +265,20 @@ class TfdsSource:
 
     def _eval_image(self, encoded: tf.Tensor) -> tf.Tensor:
         size, _, channels = self.image_shape
-        return augment.central_view(encoded, resize=self.eval_resize, size=size, channels=channels)
+        return augment.central_view(
+            encoded, resize=self.eval_resize, size=size, channels=channels, interpolation=self.eval_interpolation
+        )
+
+    def _with_label_noise(self, record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        if not self.label_noise:
+            return record
+        # Fixed keys of the hash: the noise belongs to the data set and is the same in every run.
+        key = tf.strings.to_hash_bucket_strong(record["tfds_id"], 2**31, key=[0, 1])
+        chance = tf.random.stateless_uniform([], tf.stack([key, _int64(0)]))
+        shift = tf.random.stateless_uniform([], tf.stack([key, _int64(1)]), 1, self.num_classes, tf.int32)
+        label = tf.cast(record["label"], tf.int32)
+        noisy = tf.where(chance < self.label_noise, (label + shift) % self.num_classes, label)
+        return record | {"label": noisy}
 
     def _example(self, record: dict[str, tf.Tensor], image: tf.Tensor) -> dict[str, tf.Tensor]:
         return {
@@ -296,7 +314,7 @@ class TfdsSource:
                     return f"{file}: {_reason(error)}"
             for record in self._read(split, 0, self.builder.info.splits[split].num_examples, files_at_once=1):
                 try:
-                    tf.io.decode_image(record["image"])
+                    augment.decode(record["image"], channels=self.image_shape[-1])
                 except tf.errors.InvalidArgumentError as error:
                     return f"image {record['tfds_id'].numpy().decode()}: {_reason(error)}"
         return None

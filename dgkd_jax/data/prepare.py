@@ -154,7 +154,7 @@ def _check_download(data: Any, builder: tfds.core.DatasetBuilder) -> None:
     fetched = any(path.is_file() for folder in (downloads, downloads / data.name) for path in folder.glob("*"))
     if not data.download:
         reason = "config.data.download=False"
-    elif fetched or urllib.request.getproxies() or _resolves(host):  # a proxy resolves names itself
+    elif fetched or urllib.request.getproxies() or resolves(host):  # a proxy resolves names itself
         return
     else:
         reason = f"{host}, from where it is downloaded, cannot be reached from here"
@@ -165,7 +165,7 @@ def _check_download(data: Any, builder: tfds.core.DatasetBuilder) -> None:
     )
 
 
-def _resolves(host: str) -> bool:
+def resolves(host: str) -> bool:
     """Whether the network knows `host`. TFDS would retry for minutes to find out that there is no network."""
     found = []
 

@@ -11,6 +11,7 @@ compiling it takes seconds, so the values come from `initialise`.
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -98,3 +99,17 @@ def initialise(model: nn.Module, image_shape: tuple[int, int, int], seed: int) -
         {"params": …, "batch_stats": …}, float32 numpy arrays; no "batch_stats" where there is no BatchNorm.
     """
     return initial_values.fill(shapes(model, image_shape), model.initial_values, seed)
+
+
+def classifier(variables: dict) -> Any:
+    """The weights of the last layer, `[channels of the features, num_classes]`: logits = features @ weights + bias.
+
+    Raises:
+        ValueError: not the variables of a network from `create`.
+    """
+    # In every family the head is the one linear layer that is no part of a block.
+    layers = [layer for layer in variables["params"].values() if isinstance(layer, Mapping) and "kernel" in layer]
+    matrices = [layer["kernel"] for layer in layers if layer["kernel"].ndim == 2]
+    if len(matrices) != 1:
+        raise ValueError(f"expected one linear layer outside the blocks, the head, found {len(matrices)}")
+    return matrices[0]

@@ -2,7 +2,8 @@
 
 3x3 convolutions at stride 2 with BatchNorm, the mean over the pixels, and a linear head. No layer works at
 full resolution, where XLA's kernel gradients are slow on a CPU. The name says the width of the first layer:
-`small_cnn_w8` is the student (5.0k parameters), `small_cnn_w24` its teacher, one layer deeper (121k).
+`small_cnn_w8` is the student (5.0k parameters), `small_cnn_w4` a smaller one (1.4k), `small_cnn_w24` their teacher,
+one layer deeper (121k).
 """
 
 from functools import partial
@@ -50,6 +51,7 @@ class SmallCNN(nn.Module):
 
 
 MODELS = {
+    "small_cnn_w4": partial(SmallCNN, widths=(4, 8, 12)),
     "small_cnn_w8": partial(SmallCNN, widths=(8, 16, 24)),
     "small_cnn_w24": partial(SmallCNN, widths=(24, 48, 72, 120)),
 }

@@ -1,1 +1,1 @@
-"""Agreement with PyTorch, measured: `python -m dgkd_jax.parity losses|training|model`; `--help` says the rest."""
+"""Agreement with PyTorch, measured: `python -m dgkd_jax.parity --help` lists the comparisons."""

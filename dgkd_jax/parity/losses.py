@@ -84,11 +84,11 @@ def breaking_points(reference: Any) -> list[Row]:
 
         def parts(margin, temperature=temperature, signs=signs, name=name):
             settings = {"temperature": temperature, "conventions": ("per_sample",), "dtype": "float32", **WEIGHTS}
-            return reference.evaluate(*_margin_logits(margin, signs), **settings)[name]
+            return reference.evaluate(*margin_logits(margin, signs), **settings)[name]
 
-        margins = [_first_failure(lambda margin, part=part, parts=parts: parts(margin)[part]) for part in (0, 1)]
+        margins = [first_failure(lambda margin, part=part, parts=parts: parts(margin)[part]) for part in (0, 1)]
         ours = [
-            _ours(*_margin_logits(margin, signs), temperature=temperature, **WEIGHTS)[name]
+            _ours(*margin_logits(margin, signs), temperature=temperature, **WEIGHTS)[name]
             for margin in (*margins, _FAR)
             if margin
         ]
@@ -105,7 +105,7 @@ def breaking_points(reference: Any) -> list[Row]:
     return rows
 
 
-def _first_failure(values: Callable[[int], np.ndarray]) -> int | None:
+def first_failure(values: Callable[[int], np.ndarray]) -> int | None:
     """Smallest integer at which not all of `values` are finite, up to `_FAR`; None where there is none."""
     low, high = 0, 1
     while np.isfinite(values(high)).all():
@@ -118,7 +118,7 @@ def _first_failure(values: Callable[[int], np.ndarray]) -> int | None:
     return high
 
 
-def _margin_logits(margin: float, signs: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def margin_logits(margin: float, signs: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One sample of ten classes whose target is ±margin above the others, which differ by up to 1."""
     others = np.linspace(-0.5, 0.5, 10, dtype=np.float32)
     student, teacher = others.copy()[None], others[::-1].copy()[None]

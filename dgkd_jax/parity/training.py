@@ -1,9 +1,7 @@
 """The same training in both frameworks: same initial weights, same batches, loss and weights after each step."""
 
 import functools
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,7 +13,8 @@ from ml_collections import ConfigDict
 from dgkd_jax import losses, models, state, steps, torch_port
 from dgkd_jax.errors import BadInput
 from dgkd_jax.models import resnet_cifar
-from dgkd_jax.parity.report import FIXTURES, Report, Row, fixtures, relative_error
+from dgkd_jax.parity import report
+from dgkd_jax.parity.report import Report, Row, fixtures, relative_error
 
 METHODS = ("ce", "kd", "dkd", "dgkd")
 CLASSES, BATCH, SHAPE = 10, 16, (32, 32, 3)
@@ -286,13 +285,13 @@ def _fixture_rows(name: str, recorded: dict, pair: tuple[str, str], count: int) 
         learning_rate=float(recorded["lr"]),
         **{key: float(recorded[key]) for key in same},
     )
-    golden_weights = _golden_weights(FIXTURES / "golden_weights.py")
+    generator = report.golden_weights()
     networks = {}
     for role, network in (("teacher", pair[0]), ("student", pair[1])):
         model = models.create(network, num_classes=CLASSES)
         shapes = torch_port.to_torch(models.initialise(model, SHAPE, 0), model, network)
         seed = int(recorded[f"{role}_seed"])
-        entries = {entry: golden_weights.weight(entry, array.shape, seed) for entry, array in shapes.items()}
+        entries = {entry: generator.weight(entry, array.shape, seed) for entry, array in shapes.items()}
         networks[role] = (model, network, entries)
     rng = np.random.Generator(np.random.Philox(key=int(recorded["images_seed"])))
     images = rng.standard_normal((recorded_steps, int(recorded["batch"]), 3, 32, 32)).astype(np.float32)
@@ -308,13 +307,3 @@ def _fixture_rows(name: str, recorded: dict, pair: tuple[str, str], count: int) 
         errors = (relative_error(np.array(loss), expected), drift)
         rows.append(_row(recipe, "float64", step, loss, expected, errors, FLOAT64_TOLERANCE))
     return rows
-
-
-def _golden_weights(path: Path) -> ModuleType:
-    """The fixtures' own generator of weights, which is not part of the package."""
-    if not path.is_file():
-        raise BadInput(f"neither torch nor the recorded figures' weights ({path}) are here: install torch")
-    spec = importlib.util.spec_from_file_location("golden_weights", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

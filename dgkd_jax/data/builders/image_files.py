@@ -17,6 +17,7 @@ from dgkd_jax.errors import BadInput
 
 _EVAL_NAMES = {"validation": "validation", "val": "validation", "test": "test"}  # the first that is there
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+_CLASSES_FILE = "classes.txt"
 _TINY_CLASSES = 200
 
 
@@ -27,8 +28,8 @@ class Listing(NamedTuple):
     splits: dict[str, list[tuple[Path, str]]]
 
     def fingerprint(self, folder: Path) -> str:
-        """Twelve hexadecimal digits that change with the names, classes and sizes of the files."""
-        digest = hashlib.sha256()
+        """Twelve hexadecimal digits that change with the classes and with the names, classes and sizes of the files."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
         for split, images in self.splits.items():
             for path, label in images:
                 digest.update(f"{split}\0{label}\0{path.relative_to(folder)}\0{path.stat().st_size}\n".encode())
@@ -38,8 +39,12 @@ class Listing(NamedTuple):
 def list_folder(folder: Path) -> Listing:
     """The images of train/<class>/* and of validation/<class>/*, val/<class>/* or else test/<class>/*.
 
+    Labels count the folders of train in the order of their names. Where the labels have to be those of a network with
+    other or more classes, such as ImageNet's thousand, classes.txt lists the folders' names, one a line, in the order
+    of that network's classes: line n names the folder of label n - 1, which may be missing.
+
     Raises:
-        BadInput: a folder is missing or a class has no images.
+        BadInput: a folder is missing, a class has no images or is not in classes.txt.
     """
     evaluated = next((name for name in _EVAL_NAMES if (folder / name).is_dir()), None)
     if not (folder / "train").is_dir() or evaluated is None:
@@ -48,18 +53,41 @@ def list_folder(folder: Path) -> Listing:
             f"{folder}/test|val|validation/<class>/*; found {', '.join(_folders(folder)) or 'nothing'}.\n"
             "  Provide it:  put JPEG or PNG images there, or name a folder with --config.data.manual_dir=FOLDER"
         )
-    classes = tuple(_folders(folder / "train"))
+    listed = folder / _CLASSES_FILE
+    classes = _listed_classes(listed) if listed.exists() else tuple(_folders(folder / "train"))
     if len(classes) < 2:
         raise BadInput(f"{folder}/train: expected a folder for each of two or more classes, found {len(classes)}")
     splits = {}
     for name, split in (("train", "train"), (evaluated, _EVAL_NAMES[evaluated])):
         unknown = set(_folders(folder / name)) - set(classes)
         if unknown:
-            raise BadInput(f"{folder}/{name}/{min(unknown)}: no such class in {folder}/train")
+            where = listed if listed.exists() else folder / "train"
+            raise BadInput(f"{folder}/{name}/{min(unknown)}: no such class in {where}")
         splits[split] = [(path, label) for label in _folders(folder / name) for path in _images(folder / name / label)]
         if not splits[split]:
             raise BadInput(f"{folder}/{name}: no folder of any class")
     return Listing(classes, splits)
+
+
+def _listed_classes(path: Path) -> tuple[str, ...]:
+    classes = tuple(line.strip() for line in path.read_text().rstrip().splitlines())
+    for line, name in enumerate(classes, 1):
+        if not name or name in classes[: line - 1]:
+            raise BadInput(f"{path}, line {line}: {name!r} is not a class of its own; expected one folder name a line")
+    return classes
+
+
+def list_test_folder(folder: Path) -> Listing:
+    """The images of one split, `test`: of test/<class>/* (or validation, or val) where that is there, else <class>/*.
+
+    Raises:
+        BadInput: there is no folder, it has no folder of a class, or a class has no images.
+    """
+    inner = next((folder / name for name in ("test", "validation", "val") if (folder / name).is_dir()), folder)
+    classes = tuple(_folders(inner))
+    if not classes:
+        raise BadInput(f"looked for images in {inner}/<class>/*, and found no folder of a class there")
+    return Listing(classes, {"test": [(path, label) for label in classes for path in _images(inner / label)]})
 
 
 def list_tiny_imagenet(folder: Path) -> Listing:

@@ -1,0 +1,64 @@
+"""The arms and regimes that the studies share, written down before the first run.
+
+The candidates for a regime in which gradient coupling beats DKD: a decayed ε, ε < 0 (alignment), the four distances,
+gradients with respect to parameters, a larger gap between teacher and student, few training images, noisy labels,
+T = 1, no cross-entropy, longer training.
+"""
+
+
+def _dgkd(convention: str, epsilon: float, **more) -> dict:
+    return {"method": "dgkd", "dgkd.convention": convention, "dgkd.epsilon": epsilon} | {
+        f"dgkd.{key}": value for key, value in more.items()
+    }
+
+
+BASELINE = "dkd"
+
+ARMS = {
+    "ce": {"method": "ce"},
+    "kd": {"method": "kd"},
+    "dkd": {"method": "dkd"},
+    # each convention over a range of ε, the published values among them; ε < 0 aligns
+    "per_sample 0.03": _dgkd("per_sample", 0.03),
+    "per_sample 0.1": _dgkd("per_sample", 0.1),
+    "per_sample 0.3": _dgkd("per_sample", 0.3),
+    "per_sample 1": _dgkd("per_sample", 1.0),
+    "per_sample -0.1": _dgkd("per_sample", -0.1),
+    "per_sample -0.5": _dgkd("per_sample", -0.5),
+    "literal 6": _dgkd("literal", 6.0),
+    "normalized 1": _dgkd("normalized", 1.0),
+    "normalized 6": _dgkd("normalized", 6.0),
+    "normalized -3": _dgkd("normalized", -3.0),
+    "self_normalized 1": _dgkd("self_normalized", 1.0),
+    "self_normalized 6": _dgkd("self_normalized", 6.0),
+    "self_normalized -3": _dgkd("self_normalized", -3.0),
+    # other forms of the coupling
+    "per_sample 1 decayed": _dgkd("per_sample", 1.0, epsilon_schedule="linear"),
+    "cosine 0.3": _dgkd("per_sample", 0.3, distance="cosine"),
+    "cosine -0.3": _dgkd("per_sample", -0.3, distance="cosine"),
+    "kl 0.3": _dgkd("per_sample", 0.3, distance="kl"),
+    "wasserstein 0.3": _dgkd("per_sample", 0.3, distance="wasserstein"),
+    "parameters 0.1": _dgkd("per_sample", 0.1, wrt="params"),
+    "parameters -0.1": _dgkd("per_sample", -0.1, wrt="params"),
+}
+
+# In the other regimes: the baseline and the forms with a chance of their own.
+_FEW = ("dkd", "per_sample 0.1", "per_sample 1", "per_sample -0.5", "self_normalized -3")
+
+
+def regimes(*, few: int, epochs: int) -> dict:
+    """Regime -> (overrides, arms).
+
+    Args:
+        few: training images in the regime of few.
+        epochs: of the base.
+    """
+    return {
+        "standard": ({}, tuple(ARMS)),
+        "small student": ({"student.model": "small_cnn_w4"}, _FEW),
+        "few images": ({"data.train_examples": few, "epochs": 4 * epochs, "teacher.epochs": 4 * epochs}, _FEW),
+        "noisy labels": ({"data.label_noise": 0.3}, _FEW),
+        "T = 1": ({"dkd.temperature": 1.0}, _FEW),
+        "no CE": ({"dkd.ce_weight": 0.0}, _FEW),
+        "longer": ({"epochs": 3 * epochs}, _FEW),
+    }

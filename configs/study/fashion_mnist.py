@@ -1,0 +1,24 @@
+"""Fashion-MNIST: the first 10,000 images train, all 10,000 of the test split evaluate; 8 epochs.
+
+apt-get install dataset-fashion-mnist
+python -m dgkd_jax.study --config=configs/study/fashion_mnist.py --workers=2
+"""
+
+from configs import fashion_mnist
+from configs.study import arms
+from dgkd_jax.study import Study
+
+
+def get_study() -> Study:
+    base = fashion_mnist.get_config()
+    base.data.train_examples = 10_000
+    base.epochs = 8
+    base.teacher.epochs = 12
+    return Study(
+        name="fashion_mnist",
+        base=base,
+        seeds=(0, 1, 2, 3, 4),
+        arms=arms.ARMS,
+        regimes=arms.regimes(few=2000, epochs=8),
+        baseline=arms.BASELINE,
+    )

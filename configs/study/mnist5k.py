@@ -1,0 +1,23 @@
+"""mnist5k: 4,000 digits train, 1,000 evaluate; 20 epochs.
+
+python -m dgkd_jax.study --config=configs/study/mnist5k.py --workers=2
+"""
+
+from configs import mnist5k
+from configs.study import arms
+from dgkd_jax.study import Study
+
+
+def get_study() -> Study:
+    base = mnist5k.get_config()
+    base.epochs = 20
+    base.teacher.epochs = 20
+    base.dkd.warmup_epochs = 2.0
+    return Study(
+        name="mnist5k",
+        base=base,
+        seeds=(0, 1, 2, 3, 4),
+        arms=arms.ARMS,
+        regimes=arms.regimes(few=1000, epochs=20),
+        baseline=arms.BASELINE,
+    )

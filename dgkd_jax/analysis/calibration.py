@@ -1,0 +1,78 @@
+"""Whether the probabilities mean what they say, and which classes are recognised.
+
+Everything is a sum over the examples, so the totals of batches and devices are added. The negative log-likelihood, the
+other usual measure of calibration, is `losses.cross_entropy` without smoothing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BINS = 15  # Guo et al., section 5
+
+
+class Bins(NamedTuple):
+    """Sums over the examples in each of `BINS` equal intervals of confidence, the probability of the top class.
+
+    Attributes:
+        count: int32 `[BINS]`, examples.
+        correct: int32 `[BINS]`, those whose top class is the label.
+        confidence: float `[BINS]`, sum of the confidences.
+    """
+
+    count: jax.Array
+    correct: jax.Array
+    confidence: jax.Array
+
+
+class ClassCounts(NamedTuple):
+    """`count`: int32 `[classes]`, examples of each class; `correct`: int32 `[classes]`, those recognised."""
+
+    count: jax.Array
+    correct: jax.Array
+
+
+def bins(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Bins:
+    """The sums of one batch. Bin m of M holds the confidences in (m/M, (m+1)/M], m from 0.
+
+    Args:
+        logits: float `[batch, classes]`.
+        labels: integer `[batch]`.
+        mask: bool `[batch]`, False where a row is padding.
+    """
+    confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+    index = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
+    member = (index[:, None] == jnp.arange(BINS)) & mask[:, None]
+    correct = (jnp.argmax(logits, axis=-1) == labels)[:, None]
+    return Bins(
+        count=jnp.sum(member, axis=0, dtype=jnp.int32),
+        correct=jnp.sum(member & correct, axis=0, dtype=jnp.int32),
+        confidence=jnp.sum(jnp.where(member, confidence[:, None], 0.0), axis=0),
+    )
+
+
+def expected_error(totals: Bins) -> float:
+    """Expected calibration error Σ_m (n_m/n)·|accuracy_m − confidence_m| in [0, 1]; NaN where nothing was counted.
+
+    Source: Naeini et al., AAAI 2015; Guo et al., ICML 2017, arXiv:1706.04599, equation 3.
+    """
+    count = int(np.sum(totals.count))
+    gaps = np.abs(np.asarray(totals.correct, np.float64) - np.asarray(totals.confidence, np.float64))
+    return float(gaps.sum()) / count if count else float("nan")
+
+
+def class_counts(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> ClassCounts:
+    """Of one batch; arguments as `bins`."""
+    member = (labels[:, None] == jnp.arange(logits.shape[-1])) & mask[:, None]
+    correct = (jnp.argmax(logits, axis=-1) == labels)[:, None]
+    return ClassCounts(
+        count=jnp.sum(member, axis=0, dtype=jnp.int32), correct=jnp.sum(member & correct, axis=0, dtype=jnp.int32)
+    )
+
+
+def class_accuracy(totals: ClassCounts) -> np.ndarray:
+    """Float64 `[classes]` in [0, 1]; NaN for a class without examples."""
+    count = np.asarray(totals.count)
+    return np.where(count > 0, np.asarray(totals.correct) / np.maximum(count, 1), np.nan)

@@ -1,0 +1,278 @@
+"""Many runs of one question: regimes × arms × seeds on one data set, each teacher trained once.
+
+    python -m dgkd_jax.study --config=configs/study/mnist5k.py [--workers=N] [--seeds=0,1,…] [--regimes=NAME,…]
+        [--arms=NAME,…] [--output=runs/study]
+
+Every run is a work directory of its own: the same command goes on where it was, runs only what is not finished, and
+takes a run that fails for a row of its table, not for the end.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from dgkd_jax import config as config_rules
+from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
+
+
+class Study(NamedTuple):
+    """What a file in configs/study defines as `get_study()`.
+
+    Attributes:
+        name: its folder is OUTPUT/NAME.
+        base: the configuration that everything overrides.
+        seeds: of the students; the teachers keep the base's teacher.seed.
+        arms: name -> overrides by dotted key; the methods that are compared.
+        regimes: name -> (overrides, names of the arms that run in it).
+        baseline: the arm that the others are compared with, by seed, within each regime.
+    """
+
+    name: str
+    base: ConfigDict
+    seeds: tuple[int, ...]
+    arms: dict[str, dict[str, Any]]
+    regimes: dict[str, tuple[dict[str, Any], tuple[str, ...]]]
+    baseline: str
+
+
+class Run(NamedTuple):
+    """One student of a study; its work directory is STUDY/REGIME/ARM-seedSEED."""
+
+    regime: str
+    arm: str
+    seed: int
+    config: ConfigDict
+    workdir: str
+
+
+def load(path: str) -> Study:
+    """The study that a file defines.
+
+    Raises:
+        BadInput: no such file, or none that defines a study whose names fit each other.
+    """
+    if not os.path.isfile(path):
+        raise BadInput(f"--config={path}: no such file")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # studies import their configurations
+    spec = importlib.util.spec_from_file_location("study_config", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file's own code raises
+        raise BadInput(f"--config={path}: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_study"):
+        raise BadInput(f"--config={path}: no study, it defines no get_study(); see configs/study/mnist5k.py")
+    study = module.get_study()
+    for regime, (_, arms) in study.regimes.items():
+        for arm in {*arms, study.baseline} - set(study.arms):
+            raise BadInput(f"--config={path}: regime {regime!r} names the arm {arm!r}, which there is not")
+    return study
+
+
+def runs_of(
+    study: Study, *, output: str, seeds: Iterable[int], regimes: Iterable[str], arms: Iterable[str]
+) -> list[Run]:
+    """The runs of a study, seed by seed, so that a study that is cut short has compared everything on fewer seeds.
+
+    Raises:
+        BadInput: an override that no configuration takes.
+    """
+    runs = []
+    for seed in seeds:
+        for regime in regimes:
+            overrides, arms_there = study.regimes[regime]
+            for arm in arms_there:
+                if arm in arms:
+                    runs.append(_run(study, output, regime, arm, seed, overrides | study.arms[arm]))
+    return runs
+
+
+def _run(study: Study, output: str, regime: str, arm: str, seed: int, overrides: dict[str, Any]) -> Run:
+    config = study.base.copy_and_resolve_references()
+    try:
+        config.update_from_flattened_dict(overrides | {"seed": seed, "name": study.name})
+        config_rules.validate(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"study {study.name}, regime {regime!r}, arm {arm!r}: {error}") from error
+    folder = os.path.join(output, study.name)
+    with config.unlocked():
+        # Regimes that see other data or train otherwise have another teacher.
+        identity = json.dumps(config_rules.identity(config_rules.of_teacher(config)), sort_keys=True)
+        config.teacher.workdir = os.path.join(folder, f"teacher-{zlib.crc32(identity.encode()):08x}")
+    return Run(regime, arm, seed, config, os.path.join(folder, regime, f"{arm}-seed{seed}"))
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """A row: what became of a run, from the files that it left."""
+    row = {"regime": run.regime, "arm": run.arm, "seed": run.seed, "workdir": run.workdir}
+    result, failure = Path(run.workdir, "result.json"), Path(run.workdir, "failure.json")
+    if result.exists():
+        content = json.loads(result.read_text())
+        return row | {"status": "done", "student": content["student"], "teacher": content["teacher"]}
+    if failure.exists():
+        return row | {"status": "failed"} | json.loads(failure.read_text())
+    return row | {"status": "not run"}
+
+
+def _work(runs: list[Run], stopped: Any) -> None:
+    """One worker: its runs one after the other. A failure is left as a file beside what the run had written."""
+    from dgkd_jax import job, main
+
+    main.set_up(runs[0].config)
+    for run in runs:
+        if stopped.is_set():
+            return
+        failure = Path(run.workdir, "failure.json")
+        try:
+            job.run(run.config, run.workdir, stop=stopped.is_set)
+            failure.unlink(missing_ok=True)
+        except Preempted:
+            return
+        except Exception as error:
+            known = isinstance(error, (BadInput, NumericFailure, StorageFailure))
+            message = str(error) if known else f"{type(error).__name__}: {error}"
+            failure.parent.mkdir(parents=True, exist_ok=True)
+            failure.write_text(json.dumps({"error": message}) + "\n")
+            print(f"{run.workdir}: {message}", file=sys.stderr, flush=True)
+
+
+def conduct(runs: list[Run], *, workers: int) -> None:
+    """Do all runs that are not finished.
+
+    Args:
+        workers: processes that work beside each other; each compiles and reads the data for itself.
+
+    Raises:
+        Preempted: interrupted; the same call goes on.
+    """
+    context = multiprocessing.get_context("spawn")
+    stopped = context.Event()
+    waiting = [run for run in runs if outcome(run)["status"] != "done"]
+    print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already", file=sys.stderr, flush=True)
+    teachers: set[str] = set()
+    first, rest = [], []
+    for run in waiting:  # a teacher is trained by the first run that needs it, alone
+        known = run.config.method == "ce" or run.config.teacher.workdir in teachers
+        teachers.add(run.config.teacher.workdir) if run.config.method != "ce" else None
+        (rest if known else first).append(run)
+    try:
+        for share in (first, rest):
+            _share_out(share, context, stopped, workers)
+    except KeyboardInterrupt:
+        stopped.set()
+        raise Preempted("interrupted; the same command goes on from there") from None
+
+
+def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int) -> None:
+    """Workers take the runs in turn; what a worker that died had left is done by the next one."""
+    left = [runs[index::workers] for index in range(workers)]
+    processes: dict[int, Any] = {}
+    while True:
+        for index, share in enumerate(left):
+            process = processes.get(index)
+            if process is not None and process.is_alive():
+                continue
+            if process is not None and process.exitcode:
+                _note_death(share, process.exitcode)
+            left[index] = [run for run in share if outcome(run)["status"] == "not run"] if process else share
+            if left[index]:
+                processes[index] = context.Process(target=_work, args=(left[index], stopped))
+                processes[index].start()
+        if not any(process.is_alive() for process in processes.values()):
+            return
+        time.sleep(0.2)
+
+
+def _note_death(share: list[Run], exit_code: int) -> None:
+    """Blame the run that a dead worker was at: the first without an outcome."""
+    for run in share:
+        if outcome(run)["status"] == "not run":
+            Path(run.workdir).mkdir(parents=True, exist_ok=True)
+            Path(run.workdir, "failure.json").write_text(
+                json.dumps({"error": f"its process ended with exit code {exit_code}"}) + "\n"
+            )
+            return
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns the exit code."""
+    try:
+        arguments = _arguments(argv)
+        study = load(arguments.config)
+        seeds = _chosen("seeds", arguments.seeds, [str(seed) for seed in study.seeds], free=True)
+        regimes = _chosen("regimes", arguments.regimes, list(study.regimes))
+        arms = _chosen("arms", arguments.arms, list(study.arms))
+        runs = runs_of(study, output=arguments.output, seeds=map(int, seeds), regimes=regimes, arms=arms)
+        conduct(runs, workers=arguments.workers)
+        rows = [outcome(run) for run in runs]
+        folder = Path(arguments.output, study.name)
+        print(f"\n{table(rows, baseline=study.baseline)}\nEverything is in {folder}")
+    except (BadInput, Preempted) as error:
+        print(f"dgkd_jax: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    def refuse(message: str) -> None:
+        raise BadInput(f"{message}; try: python -m dgkd_jax.study --help")
+
+    parser = argparse.ArgumentParser(
+        prog="python -m dgkd_jax.study", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.error = refuse  # argparse prints two lines, and exits from within
+    parser.add_argument("--config", required=True, metavar="FILE", help="of configs/study")
+    parser.add_argument("--workers", type=int, default=1, help="runs beside each other; one per device or core")
+    parser.add_argument("--seeds", help="comma-separated; default: the study's")
+    parser.add_argument("--regimes", help="comma-separated; default: all")
+    parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument("--output", default="runs/study", metavar="DIR", help="default runs/study")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        refuse(f"--workers={arguments.workers}: 1 or more")
+    return arguments
+
+
+def _chosen(name: str, text: str | None, there: list[str], *, free: bool = False) -> list[str]:
+    if text is None:
+        return there
+    chosen = text.split(",")
+    for choice in chosen:
+        if free and not choice.isdecimal():
+            raise BadInput(f"--{name}={text}: {choice!r} is no number")
+        if not free and choice not in there:
+            raise BadInput(
+                f"--{name}={text}: no {choice!r}{config_rules.nearest(choice, there)}; there are {', '.join(there)}"
+            )
+    return chosen
+
+
+def table(rows: list[dict[str, Any]], *, baseline: str) -> str:
+    """For the terminal: each arm's accuracy of the last epoch, mean ± standard deviation over its seeds."""
+    import statistics
+
+    lines = [f"{'regime':<12} {'arm':<28} {'last accuracy, %':<18} {'runs':>4}  failed"]
+    for regime, arm in dict.fromkeys((row["regime"], row["arm"]) for row in rows):
+        these = [row for row in rows if (row["regime"], row["arm"]) == (regime, arm)]
+        values = [100 * row["student"]["last_accuracy"] for row in these if row["status"] == "done"]
+        failed = sum(row["status"] == "failed" for row in these)
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        shown = f"{statistics.mean(values):.2f}{spread}" if values else "–"
+        mark = " (baseline)" if arm == baseline else ""
+        lines.append(f"{regime:<12} {arm + mark:<28} {shown:<18} {len(values):>4}  {failed or ''}".rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""Run one command as several processes that train together on this machine's CPU.
+
+    python launch/local.py --processes 2 --devices-per-process 1 -- python -m dgkd_jax.main --config=configs/mnist5k.py
+
+Each process is told where the others are by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Their lines
+are printed with `[0] `, `[1] `, … in front. SIGTERM and SIGINT are passed on to all of them.
+
+Exit code: 0 when every process ended with 0; else that of the process that failed by itself, 128 + n for a death by
+signal n; 2 for bad arguments. Needs nothing but Python 3.11.
+"""
+
+import argparse
+import os
+import queue
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import BinaryIO, NamedTuple
+
+# What the program says of itself (bad input, numeric failure, preempted), and no lost peer can make it say.
+_DELIBERATE = (2, 3, 128 + signal.SIGTERM)
+# JAX ends a process in this way when a peer is lost.
+_ABORTED = 128 + signal.SIGABRT
+# From SIGTERM to SIGKILL, for processes that outlive a failed one: what they could save needs the lost peer.
+_TERM_TO_KILL_S = 10.0
+
+
+class Ended(NamedTuple):
+    """How one process ended. `by_us`: after it was told to, because another had failed."""
+
+    index: int
+    code: int
+    by_us: bool = False
+
+
+class Signalled(NamedTuple):
+    """A signal that this launcher received."""
+
+    number: int
+
+
+def main(argv: list[str]) -> int:
+    """Run what the command line describes; returns the exit code."""
+    options = _parse(argv)
+    port = options.port or _free_port()
+    environments = [
+        process_environment(
+            index, processes=options.processes, devices=options.devices_per_process, port=port, inherited=os.environ
+        )
+        for index in range(options.processes)
+    ]
+    if options.dry_run:
+        for environment in environments:
+            settings = [f"{name}={value}" for name, value in environment.items()]
+            print(shlex.join(["env", *settings, *options.command]))
+        return 0
+    if shutil.which(options.command[0]) is None:
+        print(f"local.py: there is no command {options.command[0]!r} on this machine", file=sys.stderr)
+        return 2
+
+    events: queue.SimpleQueue[Ended | Signalled] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: events.put(Signalled(number)))
+    ended = _supervise([_start(options.command, each) for each in environments], events, grace_s=options.grace_s)
+    return exit_code(ended)
+
+
+def process_environment(
+    index: int, *, processes: int, devices: int, port: int, inherited: dict[str, str]
+) -> dict[str, str]:
+    """The variables that process `index` of `processes` gets in addition to, or instead of, the inherited ones."""
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{inherited.get('XLA_FLAGS', '')} {count}".strip(),  # of two counts XLA takes the last
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def exit_code(ended: list[Ended]) -> int:
+    """The one code for all processes, `ended` in the order in which they ended.
+
+    The first failure counts that is not the consequence of another: a code that the program chose itself (2, 3, 143)
+    before any other, since a process whose peer is about to exit may fall first; then whatever is no abort.
+    """
+    failures = [each for each in ended if each.code]
+    own = [each.code for each in failures if not each.by_us]
+    chosen = [code for code in own if code in _DELIBERATE]
+    not_aborted = [code for code in own if code != _ABORTED]
+    return next(iter(chosen + not_aborted + own), 0)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    class OneLine(argparse.ArgumentParser):
+        def error(self, message):
+            self.exit(2, f"local.py: {message} (see --help)\n")
+
+    parser = OneLine(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--processes", type=_positive, default=2, help="how many (default 2)")
+    parser.add_argument(
+        "--devices-per-process", type=_positive, default=1, help="virtual CPU devices of each (default 1)"
+    )
+    parser.add_argument("--port", type=_positive, help="where the processes meet (default: one that is free)")
+    parser.add_argument(
+        "--grace-s",
+        type=float,
+        default=60.0,
+        help="seconds that the others may live on after one has failed; then SIGTERM, and SIGKILL "
+        f"{_TERM_TO_KILL_S:g} s later (default 60)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("command", nargs="*", metavar="-- COMMAND", help="what each process runs")
+    options = parser.parse_args(argv)
+    if not options.command:
+        parser.error("no command: give one after --")
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Its own group: Ctrl-C in a terminal reaches it once, from here. A second signal would end it at once.
+        process_group=0,
+    )
+
+
+def _supervise(
+    children: list[subprocess.Popen], events: queue.SimpleQueue[Ended | Signalled], *, grace_s: float
+) -> list[Ended]:
+    """Wait for all children, passing signals on; end those that outlive a failed one. Returns them as they ended."""
+    watchers = [
+        threading.Thread(target=_watch, args=(index, child, events), daemon=True)
+        for index, child in enumerate(children)
+    ]
+    for watcher in watchers:
+        watcher.start()
+    ended: list[Ended] = []
+    last_words = [(grace_s, signal.SIGTERM), (_TERM_TO_KILL_S, signal.SIGKILL)]
+    deadline = None
+    while len(ended) < len(children):
+        try:
+            event = events.get(timeout=None if deadline is None else max(deadline - time.monotonic(), 0))
+        except queue.Empty:
+            _, number = last_words.pop(0)
+            _say(f"a process has failed: {number.name} to those that are left")
+            _send(children, number)
+            deadline = time.monotonic() + last_words[0][0] if last_words else None
+            continue
+        if isinstance(event, Signalled):
+            _send(children, event.number)
+            continue
+        told_to_end = len(last_words) < 2
+        ended.append(event._replace(by_us=told_to_end))
+        if event.code and not told_to_end:
+            _say(f"process {event.index} ended with code {event.code}")
+            deadline = deadline or time.monotonic() + grace_s
+    for watcher in watchers:
+        watcher.join()  # the last lines of output
+    return ended
+
+
+def _watch(index: int, child: subprocess.Popen, events: queue.SimpleQueue[Ended | Signalled]) -> None:
+    """Copy the child's output and report its end."""
+    pumps = [
+        threading.Thread(target=_copy_lines, args=(source, target, f"[{index}] ".encode()), daemon=True)
+        for source, target in ((child.stdout, sys.stdout.buffer), (child.stderr, sys.stderr.buffer))
+    ]
+    for pump in pumps:
+        pump.start()
+    code = child.wait()
+    events.put(Ended(index, 128 - code if code < 0 else code))
+    for pump in pumps:
+        pump.join(timeout=1.0)  # a grandchild may hold the pipe open for ever
+
+
+def _copy_lines(source: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
+    for line in source:
+        try:
+            target.write(prefix + line.rstrip(b"\n") + b"\n")
+            target.flush()
+        except BrokenPipeError:
+            pass  # whoever read our output has left: go on emptying the pipe, or the child would stop at a full one
+
+
+def _send(children: list[subprocess.Popen], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _say(message: str) -> None:
+    print(f"local.py: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
