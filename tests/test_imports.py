@@ -53,6 +53,7 @@ ALLOWED = {
     "parity": {"errors", "losses", "models", "state", "steps", "torch_names", "torch_port"},
     "landscape": {"analysis"},
     "study": {"config", "errors", "job", "main"},
+    "report": {"analysis", "errors"},
     "main": {"command_line", "config", "errors", "interruption", "job"},
 }  # fmt: skip
 
