@@ -2,9 +2,11 @@
 
     python -m dgkd_jax.study --config=configs/study/mnist5k.py [--workers=N] [--seeds=0,1,…] [--regimes=NAME,…]
         [--arms=NAME,…] [--output=runs/study]
+    python -m dgkd_jax.study --config=FILE --config=FILE … --results=docs/results.md
 
 Every run is a work directory of its own: the same command goes on where it was, runs only what is not finished, and
-takes a run that fails for a row of its table, not for the end.
+takes a run that fails for a row of its table, not for the end. It ends in the report page. The second form runs
+nothing: it writes what all of these studies found, from the files of their runs, as one document.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dgkd_jax import config as config_rules
+from dgkd_jax import report
+from dgkd_jax.analysis import results
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
 
 
@@ -30,6 +34,7 @@ class Study(NamedTuple):
 
     Attributes:
         name: its folder is OUTPUT/NAME.
+        about: a sentence or two for readers of the results: data, teacher, student.
         base: the configuration that everything overrides.
         seeds: of the students; the teachers keep the base's teacher.seed.
         arms: name -> overrides by dotted key; the methods that are compared.
@@ -38,6 +43,7 @@ class Study(NamedTuple):
     """
 
     name: str
+    about: str
     base: ConfigDict
     seeds: tuple[int, ...]
     arms: dict[str, dict[str, Any]]
@@ -119,10 +125,16 @@ def outcome(run: Run) -> dict[str, Any]:
     result, failure = Path(run.workdir, "result.json"), Path(run.workdir, "failure.json")
     if result.exists():
         content = json.loads(result.read_text())
-        return row | {"status": "done", "student": content["student"], "teacher": content["teacher"]}
+        about = {key: content[key] for key in ("student", "teacher", "machine")}
+        return row | {"status": "done", "last": _last_evaluation(run.workdir)} | about
     if failure.exists():
         return row | {"status": "failed"} | json.loads(failure.read_text())
     return row | {"status": "not run"}
+
+
+def _last_evaluation(workdir: str) -> dict[str, Any]:
+    lines = map(json.loads, Path(workdir, "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "eval"][-1]
 
 
 def _work(runs: list[Run], stopped: Any) -> None:
@@ -209,19 +221,47 @@ def main(argv: list[str]) -> int:
     """The command; returns the exit code."""
     try:
         arguments = _arguments(argv)
-        study = load(arguments.config)
-        seeds = _chosen("seeds", arguments.seeds, [str(seed) for seed in study.seeds], free=True)
-        regimes = _chosen("regimes", arguments.regimes, list(study.regimes))
-        arms = _chosen("arms", arguments.arms, list(study.arms))
-        runs = runs_of(study, output=arguments.output, seeds=map(int, seeds), regimes=regimes, arms=arms)
+        studies = [load(path) for path in arguments.config]
+        if arguments.results:
+            print(_write_results(arguments, studies))
+            return 0
+        (study,) = studies
+        runs = _runs(arguments, study)
         conduct(runs, workers=arguments.workers)
         rows = [outcome(run) for run in runs]
-        folder = Path(arguments.output, study.name)
-        print(f"\n{table(rows, baseline=study.baseline)}\nEverything is in {folder}")
+        print(f"\n{table(rows, baseline=study.baseline)}")
+        done = [row["workdir"] for row in rows if row["status"] == "done"]
+        if done:
+            print(f"Pictures: {report.write(done, os.path.join(arguments.output, study.name, 'report'))}")
     except (BadInput, Preempted) as error:
         print(f"dgkd_jax: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _runs(arguments: argparse.Namespace, study: Study) -> list[Run]:
+    return runs_of(
+        study,
+        output=arguments.output,
+        seeds=map(int, _chosen("seeds", arguments.seeds, [str(seed) for seed in study.seeds], free=True)),
+        regimes=_chosen("regimes", arguments.regimes, list(study.regimes)),
+        arms=_chosen("arms", arguments.arms, list(study.arms)),
+    )
+
+
+def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
+    found = []
+    for path, study in zip(arguments.config, studies, strict=True):
+        runs = _runs(arguments, study)
+        rows = [outcome(run) for run in runs]
+        if not any(row["status"] == "done" for row in rows):
+            raise BadInput(f"no run of {path} is done beneath {arguments.output}; first run it, without --results")
+        planned = [(run.regime, run.arm, run.seed) for run in runs]
+        found.append(results.Found(study.name, path, study.about, study.baseline, planned, rows))
+    command = "python -m dgkd_jax.study " + " ".join(f"--config={path}" for path in arguments.config)
+    text = results.markdown(found, command=f"{command} --results={arguments.results}")
+    Path(arguments.results).write_text(text)
+    return f"{arguments.results}: {sum(row['status'] == 'done' for study in found for row in study.rows)} runs"
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -232,13 +272,16 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         prog="python -m dgkd_jax.study", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.error = refuse  # argparse prints two lines, and exits from within
-    parser.add_argument("--config", required=True, metavar="FILE", help="of configs/study")
+    parser.add_argument("--config", required=True, action="append", metavar="FILE", help="of configs/study")
+    parser.add_argument("--results", metavar="FILE", help="run nothing, write what these studies found")
     parser.add_argument("--workers", type=int, default=1, help="runs beside each other; one per device or core")
     parser.add_argument("--seeds", help="comma-separated; default: the study's")
     parser.add_argument("--regimes", help="comma-separated; default: all")
     parser.add_argument("--arms", help="comma-separated; default: all")
     parser.add_argument("--output", default="runs/study", metavar="DIR", help="default runs/study")
     arguments = parser.parse_args(argv)
+    if len(arguments.config) > 1 and not arguments.results:
+        refuse("several --config go with --results only; run the studies one after the other")
     if arguments.workers < 1:
         refuse(f"--workers={arguments.workers}: 1 or more")
     return arguments

@@ -16,6 +16,8 @@ def get_study() -> Study:
     base.teacher.epochs = 12
     return Study(
         name="fashion_mnist",
+        about="10,000 Fashion-MNIST images train, the 10,000 of the test split evaluate, 8 epochs; teacher "
+        "small_cnn_w24 (121k parameters, 12 epochs), student small_cnn_w8 (5.0k).",
         base=base,
         seeds=(0, 1, 2, 3, 4),
         arms=arms.ARMS,

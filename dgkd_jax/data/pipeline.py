@@ -133,8 +133,11 @@ class TfdsSource:
             try:
                 rows.append({key: value.numpy() for key, value in load(place, element).items()})
             except tf.errors.InvalidArgumentError as bad:
+                record = lookup(element)
+                if not self._is_damaged(record):
+                    raise  # such as an image that is too small: advice is in the message
                 rows.append(None)
-                name = lookup(element)["tfds_id"].numpy().decode()
+                name = record["tfds_id"].numpy().decode()
                 if name not in self._bad:
                     self._bad.add(name)
                     logging.error("image %s of %s cannot be decoded: %s", name, self.name, _reason(bad))
@@ -303,6 +306,13 @@ class TfdsSource:
             why = self._first_damage() or _reason(error)
             raise BadInput(f"{self.name} in {self.builder.data_dir} cannot be read: {why}") from error
 
+    def _is_damaged(self, record: dict[str, tf.Tensor]) -> bool:
+        try:
+            augment.decode(record["image"], channels=self.image_shape[-1])
+        except tf.errors.InvalidArgumentError:
+            return True
+        return False
+
     def _first_damage(self) -> str | None:
         """The first file or image, in the order of the files, that cannot be read; reads all of them."""
         for split in ("train", self.eval_split):
@@ -313,10 +323,8 @@ class TfdsSource:
                 except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
                     return f"{file}: {_reason(error)}"
             for record in self._read(split, 0, self.builder.info.splits[split].num_examples, files_at_once=1):
-                try:
-                    augment.decode(record["image"], channels=self.image_shape[-1])
-                except tf.errors.InvalidArgumentError as error:
-                    return f"image {record['tfds_id'].numpy().decode()}: {_reason(error)}"
+                if self._is_damaged(record):
+                    return f"image {record['tfds_id'].numpy().decode()} cannot be decoded"
         return None
 
     def _padded(self, batches: Iterator, share: int, count: int) -> Iterator[dict[str, np.ndarray]]:
