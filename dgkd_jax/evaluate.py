@@ -30,7 +30,8 @@ class Evaluator:
         mean, std: per channel, in units of pixel/255.
         diagnose: besides accuracy and cross-entropy whatever `__call__` lists. Keeps the features of the whole split on
             the devices meanwhile; `analysis.collapse` says how much that is.
-        teacher: (`apply`, variables on the mesh) that `diagnose` compares with, if any.
+        teacher: that `diagnose` compares with, if any: its `apply`, `variables` on the mesh, and `mean` and `std` of
+            the pixels as it sees them, None = as the model does.
     """
 
     def __init__(
@@ -41,16 +42,24 @@ class Evaluator:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         diagnose: bool = False,
-        teacher: tuple[steps.Apply, Any] | None = None,
+        teacher: Any = None,
     ):
         self._mesh = mesh
         # On CPUs, programs of several processes that are in flight together can wait for each other for ever.
         self._wait = jax.process_count() > 1 and jax.default_backend() == "cpu"
         self._diagnose = diagnose
-        teacher_apply, self._teacher_variables = teacher or (None, None)
+        self._teacher_variables = teacher and teacher.variables
         replicated = sharding.replicated(mesh)
         if diagnose:
-            step = functools.partial(steps.diagnose_step, model=model, teacher=teacher_apply, mean=mean, std=std)
+            step = functools.partial(
+                steps.diagnose_step,
+                model=model,
+                teacher=teacher and teacher.apply,
+                mean=mean,
+                std=std,
+                teacher_mean=teacher and teacher.mean,
+                teacher_std=teacher and teacher.std,
+            )
         else:
             step = functools.partial(_plain_step, model=model, mean=mean, std=std)
         self._step = jax.jit(step, out_shardings=(replicated, sharding.batch_sharding(mesh)))

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dgkd_jax import __version__, checkpoint, models, torch_port, train, weight_files
+from dgkd_jax import __version__, checkpoint, models, program, torch_port, weight_files
 from dgkd_jax.errors import BadInput
 
 
@@ -191,7 +191,7 @@ def _abstract_state(config: ConfigDict, about: dict[str, Any]) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        train.abstract_state(config, variables),
+        program.abstract_state(config, variables),
     )
 
 

@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, models, predictions, sharding, steps, torch_port, train, weight_files
+from dgkd_jax import checkpoint, models, predictions, program, sharding, steps, torch_port, train, weight_files
 from dgkd_jax import config as config_rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput
@@ -32,7 +32,7 @@ class _Taught(NamedTuple):
         evaluation: its accuracies, for the row; computed when first asked for.
     """
 
-    teacher: train.Teacher
+    teacher: program.Teacher
     row: dict[str, Any]
     evaluation: Callable[[], dict[str, float]]
 
@@ -110,7 +110,7 @@ def _teach(
 ) -> _Taught:
     """The teacher: from PyTorch weights where the configuration names some, else trained once and kept."""
     source = _as_seen_by_teacher(source, config.teacher)
-    model = train.network(config.teacher.model, config.teacher.dtype, source=source)
+    model = program.network(config.teacher.model, config.teacher.dtype, source=source)
     weights = config.teacher.weights
     if not weights:
         workdir = epath.Path(config.teacher.workdir) if config.teacher.workdir else root / "teacher"
@@ -141,7 +141,7 @@ def _teach(
         "fingerprint": fingerprint,
         "seconds": seconds,
     }
-    teacher = train.Teacher(model.apply, variables, fingerprint, mean=source.mean, std=source.std)
+    teacher = program.Teacher(model.apply, variables, fingerprint, mean=source.mean, std=source.std)
     return _Taught(teacher, row, evaluation)
 
 
@@ -224,7 +224,7 @@ def _distil(
     predictions.leave_clean(
         workdir / "evaluations",
         student=predictions.Network(
-            train.network(config.student.model, config.student.dtype, source=source).apply,
+            program.network(config.student.model, config.student.dtype, source=source).apply,
             trained.variables,
             source.mean,
             source.std,

@@ -31,7 +31,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from dgkd_jax import checkpoint, export, models, predictions, sharding, torch_port, train
+from dgkd_jax import checkpoint, export, models, predictions, program, sharding, torch_port
 from dgkd_jax import config as config_rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.data import corrupt
@@ -111,7 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     with jax.enable_x64(run.enable_x64), precise:
         sets = evaluation_sets(arguments.data, run=run, data=config.data, seed=arguments.seed)
         mesh = sharding.make_mesh()
-        model = train.network(config.student.model, config.student.dtype, source=run)
+        model = program.network(config.student.model, config.student.dtype, source=run)
         network = predictions.Network(model.apply, sharding.place(student.variables, mesh), run.mean, run.std)
         teacher = _teacher(student, arguments.workdir, arguments.teacher, run, mesh)
         predict = predictions.Predictor(network, teacher, mesh=mesh)
@@ -235,7 +235,7 @@ def _teacher(
     where = given or _recorded_teacher(workdir, config)
     if where in (None, "none"):
         return None
-    model = train.network(config.teacher.model, config.teacher.dtype, source=run)
+    model = program.network(config.teacher.model, config.teacher.dtype, source=run)
     path = epath.Path(where)
     if not path.exists() and given is None:
         path = workdir.resolve().parent / path.name  # the runs' folder was moved

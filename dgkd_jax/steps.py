@@ -392,6 +392,8 @@ def diagnose_step(
     teacher: Apply | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    teacher_mean: tuple[float, ...] | None = None,
+    teacher_std: tuple[float, ...] | None = None,
 ) -> tuple[Diagnosis, Rows]:
     """`eval_step` with calibration, neural collapse and the distance to a teacher.
 
@@ -400,13 +402,15 @@ def diagnose_step(
         teacher_variables: the teacher's; None without one.
         model: the model's `apply`; with `features=True` it gives (logits, features).
         teacher: the teacher's `apply`, or None.
+        teacher_mean, teacher_std: as `train_step`.
     """
     images, labels, mask = normalize(batch["image"], mean=mean, std=std), batch["label"], batch["mask"]
     logits, features = model(variables, images, features=True)
     predicted = jnp.argmax(logits, axis=-1)
     means = _evaluation_totals(logits, labels, mask)
     if teacher is not None:
-        teacher_logits = teacher(teacher_variables, images)
+        seen = normalize(batch["image"], mean=teacher_mean or mean, std=teacher_std or std)
+        teacher_logits = teacher(teacher_variables, seen)
         means["kl"] = metrics.masked_mean(losses.kd(logits, teacher_logits, temperature=1.0), mask)
         means["agreement"] = metrics.accuracy(teacher_logits, predicted, mask)
         means["logit_msd"] = metrics.masked_mean(jnp.sum((logits - teacher_logits) ** 2, axis=-1), mask)

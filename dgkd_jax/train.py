@@ -9,38 +9,25 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, faults, metrics, models, ownership, sharding, state, steps, writer
+from dgkd_jax import checkpoint, faults, metrics, ownership, sharding, state, steps, writer
 from dgkd_jax import config as config_rules
+from dgkd_jax import program as program_lib
 from dgkd_jax.data import Source
 from dgkd_jax.epoch_log import EpochLog
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted
 from dgkd_jax.evaluate import Evaluator
 from dgkd_jax.goodput import Goodput, summary
+from dgkd_jax.program import Program, Teacher
 from dgkd_jax.progress import Progress
 from dgkd_jax.watchdog import Watchdog
 
 # Batches on their way to the device while one is computed.
 _AHEAD = 2
-
-
-class Teacher(NamedTuple):
-    """A frozen network: `apply`, its variables on the mesh, their fingerprint, and the mean and std of its pixels.
-
-    Without mean and std it sees the images as the student does.
-    """
-
-    apply: steps.Apply
-    variables: Any
-    fingerprint: str
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 class History(NamedTuple):
@@ -68,34 +55,6 @@ class Trained(NamedTuple):
     variables: Any
     history: History
     parameters: int
-
-
-def network(name: str, dtype: str, *, source: Source, batch_norm_groups: int = 1) -> Any:
-    """The Linen module called `name` for a data set.
-
-    Args:
-        name: of `models.NAMES`.
-        dtype: a `dtype` key of the configuration; `auto` is bfloat16 where the hardware computes in it, else float32.
-        source: gives the number of classes and the shape of the images.
-        batch_norm_groups: as `models.create`.
-
-    Raises:
-        BadInput: the network cannot take images of this shape.
-    """
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = models.create(
-        name, num_classes=source.num_classes, dtype=jnp.dtype(dtype), batch_norm_groups=batch_norm_groups
-    )
-    try:
-        models.shapes(model, source.image_shape)
-    except ValueError as error:
-        height, width, channels = source.image_shape
-        raise BadInput(
-            f"model {name} cannot take the images of {source.name}, {height}x{width}x{channels}: {error}. "
-            "Set config.data.image_size (and data.eval_resize), or choose another model"
-        ) from error
-    return model
 
 
 def fit(
@@ -131,27 +90,26 @@ def fit(
     goodput = Goodput()
     with goodput.measure("init"):
         _check_batch(config, mesh)
-        program, current = _build(config, source, mesh, teacher)
+        program, current = program_lib.build(config, source, mesh, teacher)
     workdir.mkdir(parents=True, exist_ok=True)
     claimed = ownership.check(workdir, config)
 
-    def restore(*, read_only: bool) -> tuple[checkpoint.Checkpoints, state.TrainState, dict[str, Any]]:
-        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints, read_only=read_only)
+    def restore(checkpoints: checkpoint.Checkpoints) -> tuple[state.TrainState, dict[str, Any]]:
         restored = checkpoints.restore(current, accept=functools.partial(_accept, config, teacher, workdir))
-        return checkpoints, *(restored or (current, {}))
+        return restored or (current, {})
 
-    if (
-        claimed and latest_step(workdir) == program.total_steps
-    ):  # read by several jobs at once: one teacher, many students
-        checkpoints, restored, record = restore(read_only=True)
-        with checkpoints:
-            if not _unfinished(restored, record, program):
-                return _trained(restored, record)
+    folder, keep = workdir / "checkpoints", config.keep_checkpoints
+    if claimed and latest_step(workdir) == program.total_steps:
+        # Without a lock, so that many students can begin at once with one teacher that is finished.
+        with checkpoint.Checkpoints(folder, keep=keep, read_only=True) as checkpoints:
+            restored, record = restore(checkpoints)
+        if not _unfinished(restored, record, program):
+            return _trained(restored, record)
     with ownership.lock(workdir):
         ownership.claim(workdir, config, source)
-        with goodput.measure("init"):
-            checkpoints, current, record = restore(read_only=False)
-        with checkpoints:
+        with checkpoint.Checkpoints(folder, keep=keep) as checkpoints:
+            with goodput.measure("init"):
+                current, record = restore(checkpoints)
             if _unfinished(current, record, program):
                 current, record = _loop(
                     config,
@@ -187,7 +145,7 @@ def _accept(config: ConfigDict, teacher: Teacher | None, workdir: epath.Path, re
         )
 
 
-def _unfinished(current: state.TrainState, record: dict[str, Any], program: "_Program") -> bool:
+def _unfinished(current: state.TrainState, record: dict[str, Any], program: Program) -> bool:
     return int(current.step) < program.total_steps or record["evaluation_due"]
 
 
@@ -197,114 +155,9 @@ def _trained(current: state.TrainState, record: dict[str, Any]) -> Trained:
     )
 
 
-class _Program(NamedTuple):
-    """What a configuration becomes: functions and lengths.
-
-    Attributes:
-        train_step: of state, the teacher's variables and a batch; to be compiled for a mesh.
-        finite_rows: of the same: which rows of the batch are sound.
-    """
-
-    train_step: jax.stages.Wrapped
-    finite_rows: Callable[..., dict[str, jax.Array]]
-    teacher: Teacher | None
-    evaluator: Evaluator
-    learning_rate: Callable[[int], jax.Array]
-    steps_per_epoch: int
-    total_steps: int
-
-
-def _build(
-    config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | None
-) -> tuple[_Program, state.TrainState]:
-    """The program of a run and its state at step 0, on the mesh."""
-    steps_per_epoch = source.steps_per_epoch(config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
-    model = network(
-        config.student.model, config.student.dtype, source=source, batch_norm_groups=config.batch_norm_groups
-    )
-    learning_rate = state.learning_rate_schedule(
-        config.schedule,
-        peak=config.optimizer.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-    )
-    optimizer = state.make_optimizer(config.optimizer, learning_rate)
-    objective = steps.objective_of(config)
-    initial = _initial_state(config, models.initialise(model, source.image_shape, config.seed), optimizer)
-    current = sharding.place(initial, mesh)
-    networks = {
-        "student": model.apply,
-        "teacher": teacher and teacher.apply,
-        "objective": objective,
-        "mean": source.mean,
-        "std": source.std,
-        "teacher_mean": teacher and teacher.mean,
-        "teacher_std": teacher and teacher.std,
-    }
-    train_step = functools.partial(
-        steps.train_step,
-        **networks,
-        optimizer=optimizer,
-        ramp=state.distillation_ramp(
-            warmup_epochs=config.dkd.warmup_epochs,
-            form=config.dkd.warmup_form,
-            steps_per_epoch=steps_per_epoch,
-        ),
-        epsilon=state.epsilon_schedule(
-            start=config.dgkd.epsilon,
-            end=config.dgkd.epsilon_end,
-            name=config.dgkd.epsilon_schedule,
-            total_steps=total_steps,
-        ),
-        ema_decay=config.optimizer.ema_decay,
-        skip_limit=config.nonfinite_limit,
-    )
-    program = _Program(
-        train_step=jax.jit(
-            train_step, donate_argnums=0, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, current)
-        ),
-        finite_rows=jax.jit(functools.partial(steps.finite_rows, **networks), out_shardings=sharding.replicated(mesh)),
-        teacher=teacher,
-        evaluator=Evaluator(
-            model.apply,
-            mesh=mesh,
-            mean=source.mean,
-            std=source.std,
-            diagnose=config.diagnose,
-            teacher=teacher and (teacher.apply, teacher.variables),
-        ),
-        learning_rate=learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-    )
-    return program, current
-
-
-def _initial_state(config: ConfigDict, variables: Any, optimizer: optax.GradientTransformation) -> state.TrainState:
-    return state.create(
-        variables,
-        optimizer,
-        ema=config.optimizer.ema_decay > 0,
-        metric_names=steps.metric_names(steps.objective_of(config)),
-    )
-
-
-def abstract_state(config: ConfigDict, variables: Any) -> state.TrainState:
-    """The state of a run as `jax.ShapeDtypeStruct`, to restore its checkpoints without its data or its devices.
-
-    Args:
-        config: of the run.
-        variables: the student's, from `models.shapes`.
-    """
-    # Any schedule: the optimizer's state holds its step and not its values.
-    optimizer = state.make_optimizer(config.optimizer, optax.constant_schedule(0.0))
-    return jax.eval_shape(lambda variables: _initial_state(config, variables, optimizer), variables)
-
-
 def _loop(
     config: ConfigDict,
-    program: _Program,
+    program: Program,
     current: state.TrainState,
     record: dict[str, Any],
     *,
@@ -363,7 +216,8 @@ def _loop(
                         train_step = program.train_step.lower(current, teacher_variables, batch).compile()
                     out.write(step - 1, "goodput", goodput.seconds())
                     progress.note(f"ready for the first step: {summary(goodput.seconds())}")
-                current = train_step(current, teacher_variables, batch)
+                with jax.transfer_guard("disallow"):  # nothing but the batch goes to the device, and that beforehand
+                    current = train_step(current, teacher_variables, batch)
                 if wait:
                     jax.block_until_ready(current)
                 faults.at("step", step)
@@ -482,9 +336,7 @@ def _round_up(number: int, multiple: int) -> int:
     return math.ceil(number / multiple) * multiple
 
 
-def _check_skipped(
-    config: ConfigDict, program: _Program, current: state.TrainState, source: Source, mesh: Mesh
-) -> None:
+def _check_skipped(config: ConfigDict, program: Program, current: state.TrainState, source: Source, mesh: Mesh) -> None:
     """End the run where the last `config.nonfinite_limit` steps had to be skipped, and say what was wrong in them.
 
     The state is still that before the first of them and a batch is a function of its step, so both can be looked at.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_collapse import by_definition
 
-from dgkd_jax import evaluate, losses, models, sharding, steps
+from dgkd_jax import evaluate, losses, models, program, sharding, steps
 from dgkd_jax.analysis import collapse
 from dgkd_jax.writer import MetricWriter
 
@@ -46,12 +46,12 @@ def batches(split, *, size=BATCH):
         yield {"image": image, "label": label, "mask": np.arange(size) < count}
 
 
-def evaluated(networks, split, mesh, *, size=BATCH, **options):
+def evaluated(networks, split, mesh, *, size=BATCH, pixels=(None, None), **options):
     """In float64, so that nothing but a mistake tells device counts apart."""
     (student, variables), (teacher, teacher_variables) = networks
     with jax.enable_x64(True):
         place = functools.partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float64))
-        taught = (teacher.apply, sharding.place(place(teacher_variables), mesh))
+        taught = program.Teacher(teacher.apply, sharding.place(place(teacher_variables), mesh), "", *pixels)
         evaluator = evaluate.Evaluator(student.apply, mesh=mesh, mean=MEAN, std=STD, teacher=taught, **options)
         return evaluator(sharding.place(place(variables), mesh), batches(split, size=size), num_examples=EXAMPLES)
 
@@ -86,6 +86,17 @@ def test_every_number_is_that_of_the_whole_split(networks, split, on_one_device)
         np.testing.assert_allclose(on_one_device[name], value, rtol=1e-5, err_msg=name)
     by_class = [np.mean(logits[labels == c].argmax(-1) == c) for c in range(CLASSES)]
     np.testing.assert_allclose(on_one_device["class_accuracy"], by_class, rtol=1e-15)
+
+
+def test_a_teacher_is_compared_on_its_own_pixels(networks, split):
+    (student, variables), (teacher, teacher_variables) = networks
+    found = evaluated(networks, split, one_device(), diagnose=True, pixels=((0.2,), (0.7,)))
+    with jax.enable_x64(True):
+        images = jnp.asarray(split[0])
+        logits = student.apply(variables, steps.normalize(images, mean=MEAN, std=STD))
+        teacher_logits = teacher.apply(teacher_variables, steps.normalize(images, mean=(0.2,), std=(0.7,)))
+        expected = np.mean(np.sum((logits - teacher_logits) ** 2, -1))
+    np.testing.assert_allclose(found["logit_msd"], expected, rtol=1e-5)  # as above
 
 
 def test_eight_devices_and_other_batches_give_the_same_numbers(networks, split, on_one_device):

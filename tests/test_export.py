@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import mnist5k
-from dgkd_jax import checkpoint, export, models, torch_port, train, weight_files
+from dgkd_jax import checkpoint, export, models, program, torch_port, train, weight_files
 from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
 
@@ -128,7 +128,7 @@ def test_best_is_the_most_accurate_and_not_the_newest(run, tmp_path):
     for file in ("config.json", "student.json"):
         shutil.copy(run[1] / file, tmp_path)
     config = ConfigDict(json.loads((tmp_path / "config.json").read_text()))
-    like = train.abstract_state(config, models.shapes(models.create("small_cnn_w8", num_classes=10), (16, 16, 1)))
+    like = program.abstract_state(config, models.shapes(models.create("small_cnn_w8", num_classes=10), (16, 16, 1)))
     with checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         for step, accuracy in ((2, 0.9), (4, 0.5)):
             history = train.History(last_accuracy=accuracy, best_accuracy=0.9, best_step=2)
@@ -149,7 +149,7 @@ def test_a_run_with_64_bits_is_read_without_the_flag(tmp_path, run):
     (tmp_path / "student.json").write_text(json.dumps(about | {"enable_x64": True}))
     shapes = models.shapes(models.create("small_cnn_w8", num_classes=10), (16, 16, 1))
     with jax.enable_x64(True), checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
-        state = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1, leaf.dtype), train.abstract_state(config, shapes))
+        state = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 1, leaf.dtype), program.abstract_state(config, shapes))
         # A sum that float32 cannot hold: restored as such it would not be what was saved.
         loss = (jnp.asarray(1 + 2.0**-40), state.totals["loss"][1])
         state = state.replace(totals=state.totals | {"loss": loss})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import mnist5k
-from dgkd_jax import checkpoint, goodput, models, ownership, sharding, steps, train
+from dgkd_jax import checkpoint, goodput, models, ownership, program, sharding, steps, train
 from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted
@@ -62,10 +62,10 @@ class Stopping:
             yield batch
 
 
-def a_teacher(config, source, mesh) -> train.Teacher:
+def a_teacher(config, source, mesh) -> program.Teacher:
     model = models.create("small_cnn_w8", num_classes=source.num_classes)
     variables = sharding.place(models.initialise(model, source.image_shape, 7), mesh)
-    return train.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
+    return program.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
 
 
 def fit(config, workdir, *, stop_after=None, teacher=None, mesh=None, source=None, **more):
@@ -224,6 +224,12 @@ def test_evaluations_diagnose_unless_told_not_to(tmp_path, uninterrupted):
     jax.tree.map(np.testing.assert_array_equal, trained.variables, without.variables)
     (line,) = (line for line in lines(tmp_path / "without") if line["kind"] == "eval")
     assert set(line) == {"step", "kind", "accuracy", "ce"}
+
+
+def test_a_step_that_copies_from_the_host_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_on_device", lambda batches, mesh, limit: batches)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        fit(tiny(), tmp_path)
 
 
 def test_one_trace_per_run(tmp_path, monkeypatch):
