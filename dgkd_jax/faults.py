@@ -34,4 +34,4 @@ def at(place: str, number: int | None = None) -> None:
         if action == "hang":
             time.sleep(3600)
         os.kill(os.getpid(), _SIGNALS[action])
-        time.sleep(0.2)  # the signal's thread takes it before the program goes on
+        time.sleep(2.0)  # the signal's thread takes it before the program goes on, also on a busy machine

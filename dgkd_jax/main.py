@@ -43,8 +43,9 @@ def set_up(settings) -> None:
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)  # TensorFlow only reads data here; its notes on CPUs are noise
     logging.getLogger().setLevel(logging.WARNING)
-    for library in ("absl", "tensorflow"):  # Orbax warns of what is meant, TFDS of what it does itself
-        logging.getLogger(library).setLevel(logging.ERROR)
+    # TFDS warns of what it does itself; Orbax of what is meant, and of errors that it raises besides.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     if settings.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -308,12 +308,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_damage_is_see
     for process in (0, 1):
         assert f"[{process}] dgkd_jax: stopped after step 30 of 48" in done.stderr
     saved = workdir / "checkpoints" / "30"
-    largest = max(
-        (path for path in (saved / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 4
-    largest.write_bytes(content)
+    for path in (saved / "state").rglob("d/*"):  # each process has written files of its own; flip one bit in each
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
     done = train(reference, workdir="stopped", processes=2)
     assert done.stderr.count("checkpoint 30 is damaged") == 1  # said once, by the first process
     assert (workdir / "damaged_checkpoints" / "30").exists()
