@@ -4,16 +4,14 @@
         [--output=FILE.json]
 
 Times are of value and gradient with respect to the student's logits in float32, compiled for JAX, eager for PyTorch
-(DGKD by double backward), one call of each in turn. Peak memory is what one call adds to the process's resident set
-(Linux only); for JAX also what the compiler has planned. Without torch, ours alone are measured. On a machine that is
-busy, --cores=1 keeps PyTorch's threads from waiting for each other.
+(DGKD by double backward), one call of each in turn. MiB are the most that is held at once beside the logits: for JAX
+what the compiler has planned, for PyTorch its own record of allocations. Without torch, ours alone are measured. On a
+machine that is busy, --cores=1 keeps PyTorch's threads from waiting for each other.
 """
 
-import ctypes
 import functools
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -90,21 +88,15 @@ def prepare_theirs(loss: Callable, arrays: tuple[np.ndarray, ...]) -> Callable[[
     return call
 
 
-def added_memory(call: Callable[[], Any]) -> int | None:
-    """Bytes that one call adds to the resident set at its highest; None where the system does not tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept would hide what the call takes
-        reset.write_text("5")
-    except (OSError, AttributeError):
-        return None
-    before = _kibibytes(status, "VmRSS")
-    call()
-    return 1024 * max(_kibibytes(status, "VmHWM") - before, 0)
+def peak_of_torch(call: Callable[[], Any]) -> int:
+    """Most bytes that a call holds at once beside its inputs, from PyTorch's own record of allocations."""
+    import torch
 
-
-def _kibibytes(status: Path, name: str) -> int:
-    return int(re.search(rf"{name}:\s+(\d+)", status.read_text())[1])
+    with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profiled:
+        call()
+    events = [event for event in profiled.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(np.max(np.cumsum(changes)))
 
 
 def measure(shape: tuple[int, int], name: str, *, seconds: float, with_torch: bool) -> dict[str, Any]:
@@ -116,18 +108,20 @@ def measure(shape: tuple[int, int], name: str, *, seconds: float, with_torch: bo
     calls = {"ours": call}
     if with_torch:
         calls["torch"] = prepare_theirs(theirs()[name], arrays)
-    if name.startswith("dgkd"):
-        calls["our dkd"], _ = compile_ours(ours()["dkd"], arrays)
     times = report.alternately(calls, seconds=seconds)
+    over_dkd = None
+    if name.startswith("dgkd"):
+        # On their own: whoever comes after PyTorch in a round finds the caches empty.
+        pair = report.alternately({"ours": call, "dkd": compile_ours(ours()["dkd"], arrays)[0]}, seconds=seconds)
+        over_dkd = report.ratio(pair["ours"], pair["dkd"])
     return {
         "shape": list(shape),
         "loss": name,
         **{who: report.spread(found) for who, found in times.items()},
         "torch_over_ours": report.ratio(times["torch"], times["ours"]) if with_torch else None,
-        "ours_over_our_dkd": report.ratio(times["ours"], times["our dkd"]) if "our dkd" in times else None,
-        "ours_planned_bytes": held,
-        "ours_added_bytes": added_memory(calls["ours"]),
-        "torch_added_bytes": added_memory(calls["torch"]) if with_torch else None,
+        "ours_over_our_dkd": over_dkd,
+        "ours_bytes": held,
+        "torch_bytes": peak_of_torch(calls["torch"]) if with_torch else None,
     }
 
 
@@ -142,15 +136,14 @@ def row(found: dict[str, Any]) -> tuple[str, ...]:
         report.span(found.get("torch")),
         number("torch_over_ours", "{:.2f}"),
         number("ours_over_our_dkd", "{:.2f}"),
-        number("ours_planned_bytes", "{:.1f}", 2**20),
-        number("ours_added_bytes", "{:.1f}", 2**20),
-        number("torch_added_bytes", "{:.1f}", 2**20),
+        number("ours_bytes", "{:.2f}", 2**20),
+        number("torch_bytes", "{:.2f}", 2**20),
     )
 
 
 COLUMNS = (
     "shape", "loss", "ours, ms [quartiles]", "PyTorch, ms [quartiles]", "PyTorch / ours", "ours / our DKD",
-    "ours, planned MiB", "ours, added MiB", "PyTorch, added MiB",
+    "ours, MiB", "PyTorch, MiB",
 )  # fmt: skip
 
 
