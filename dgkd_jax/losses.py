@@ -24,16 +24,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-CONVENTIONS = ("per_sample", "literal", "normalized", "self_normalized")
-DISTANCES = ("mse", "cosine", "kl", "wasserstein")
+from dgkd_jax import decoupling, fused
+from dgkd_jax.coupling import CONVENTIONS as CONVENTIONS
+from dgkd_jax.coupling import DISTANCES as DISTANCES
+from dgkd_jax.coupling import NORMALIZED_GUARD as NORMALIZED_GUARD
+from dgkd_jax.coupling import Convention, Distance, check_options, cosine, coupling_of_gradients, of_mean_distance
 
-# The guard of the PyTorch repository's `normalized` loss: G / (stop_gradient(G) + 1e-8).
-NORMALIZED_GUARD = 1e-8
-
-Convention = Literal["per_sample", "literal", "normalized", "self_normalized"]
-Distance = Literal["mse", "cosine", "kl", "wasserstein"]
 GradientMethod = Literal["closed_form", "autodiff"]
 
 
@@ -57,13 +54,13 @@ def cross_entropy(student_logits: jax.Array, labels: jax.Array, *, label_smoothi
         ValueError: shapes do not match, fewer than two classes, labels not integers or out of range (seen
             outside jit only), or `label_smoothing` is not in [0, 1).
     """
-    student_logits = _promote(student_logits, "student_logits")
-    _check_classes(student_logits)
-    _check_labels(labels, student_logits.shape)
+    student_logits = decoupling.promote(student_logits, "student_logits")
+    decoupling.check_classes(student_logits)
+    decoupling.check_labels(labels, student_logits.shape)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     log_probabilities = jax.nn.log_softmax(student_logits)
-    nll = -jnp.sum(jnp.where(_target_mask(labels, student_logits), log_probabilities, 0.0), axis=-1)
+    nll = -jnp.sum(jnp.where(decoupling.target_mask(labels, student_logits), log_probabilities, 0.0), axis=-1)
     if label_smoothing == 0.0:
         return nll
     return (1.0 - label_smoothing) * nll - label_smoothing * jnp.mean(log_probabilities, axis=-1)
@@ -85,8 +82,8 @@ def kd(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: flo
     Raises:
         ValueError: shapes do not match, fewer than two classes, or T ≤ 0.
     """
-    student_logits, teacher_logits = _check_logits(student_logits, teacher_logits)
-    _check_positive("temperature", temperature)
+    student_logits, teacher_logits = decoupling.check_logits(student_logits, teacher_logits)
+    decoupling.check_positive("temperature", temperature)
     log_student = jax.nn.log_softmax(student_logits / temperature)
     log_teacher = jax.nn.log_softmax(teacher_logits / temperature)
     return temperature**2 * jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
@@ -111,7 +108,7 @@ def tckd(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array
         ValueError: shapes do not match, fewer than two classes, labels not integers or out of range (seen
             outside jit only), or T ≤ 0.
     """
-    student, teacher = _split_pair(student_logits, teacher_logits, labels, temperature)
+    student, teacher = decoupling.split_pair(student_logits, teacher_logits, labels, temperature)
     log_q, log_not_q = jax.nn.log_sigmoid(teacher.log_odds), jax.nn.log_sigmoid(-teacher.log_odds)
     log_p, log_not_p = jax.nn.log_sigmoid(student.log_odds), jax.nn.log_sigmoid(-student.log_odds)
     q, not_q = jax.nn.sigmoid(teacher.log_odds), jax.nn.sigmoid(-teacher.log_odds)
@@ -123,7 +120,7 @@ def nckd(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array
 
     Args, Returns, Raises: as `tckd`.
     """
-    student, teacher = _split_pair(student_logits, teacher_logits, labels, temperature)
+    student, teacher = decoupling.split_pair(student_logits, teacher_logits, labels, temperature)
     divergence = teacher.nontarget * (teacher.log_nontarget - student.log_nontarget)
     return temperature**2 * jnp.sum(divergence, axis=-1)
 
@@ -166,7 +163,7 @@ def logit_mse(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array
     Raises:
         ValueError: shapes do not match or fewer than two classes.
     """
-    student_logits, teacher_logits = _check_logits(student_logits, teacher_logits)
+    student_logits, teacher_logits = decoupling.check_logits(student_logits, teacher_logits)
     return jnp.mean((student_logits - teacher_logits) ** 2, axis=-1)
 
 
@@ -197,8 +194,8 @@ def tckd_gradient(
     """
     if _use_autodiff(method):
         return _autodiff(tckd, student_logits, teacher_logits, labels, temperature)
-    student, teacher = _split_pair(student_logits, teacher_logits, labels, temperature)
-    gap = _target_gap(student.log_odds, teacher.log_odds)
+    student, teacher = decoupling.split_pair(student_logits, teacher_logits, labels, temperature)
+    gap = decoupling.target_gap(student.log_odds, teacher.log_odds)
     return temperature * gap[..., None] * (student.target_mask - student.nontarget)
 
 
@@ -216,8 +213,8 @@ def nckd_gradient(
     """
     if _use_autodiff(method):
         return _autodiff(nckd, student_logits, teacher_logits, labels, temperature)
-    student, teacher = _split_pair(student_logits, teacher_logits, labels, temperature)
-    return temperature * _nontarget_gap(student.nontarget, teacher.nontarget)
+    student, teacher = decoupling.split_pair(student_logits, teacher_logits, labels, temperature)
+    return temperature * decoupling.nontarget_gap(student.nontarget, teacher.nontarget)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -225,68 +222,68 @@ def nckd_gradient(
 # ------------------------------------------------------------------------------------------------------------
 
 
-def coupling_of_gradients(
-    tckd_gradients: jax.Array,
-    nckd_gradients: jax.Array,
+class DgkdTerms(NamedTuple):
+    """What DGKD adds up.
+
+    Attributes:
+        tckd, nckd: `[...]`, as `tckd` and `nckd`.
+        coupling: scalar G, before the factor −ε.
+    """
+
+    tckd: jax.Array
+    nckd: jax.Array
+    coupling: jax.Array
+
+
+def dgkd_terms(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
     *,
+    temperature: float,
     convention: Convention,
     distance: Distance = "mse",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
-) -> jax.Array:
-    r"""The coupling term G of given per-sample gradients, before the factor −ε.
+) -> DgkdTerms:
+    r"""TCKD, NCKD and the coupling of their gradients; for `distance="mse"` all in one pass, with its own gradient.
 
-    With d_i = ‖∇TCKD_i − ∇NCKD_i‖² (`distance="mse"`), B rows and C columns, b = `parity_batch` or B:
+    That pass (`fused.terms`) has no forward-mode derivative: JAX raises TypeError for `jax.jvp` and `jax.jacfwd` of it.
+    Its gradient can be differentiated again, in either mode.
 
-    | convention        | value                                      | source                                |
-    |-------------------|--------------------------------------------|---------------------------------------|
-    | `per_sample`      | G = mean_i d_i                             | the DGKD blog post, (1/n)·Σ‖·‖²       |
-    | `literal`         | G = mean_i d_i / (b²·C)                    | the PyTorch repository to early 2026  |
-    | `normalized`      | G / (stop_gradient(G) + 1e-8), G `literal` | the PyTorch repository at its HEAD    |
-    | `self_normalized` | G / (stop_gradient(G) + κ), G `per_sample` | ours: independent of the batch size   |
-
-    (`literal` is `mse_loss` of the gradients of the batch means.) The other distances do not change with the
-    length of the gradients, so G = mean_i d_i in every convention: `cosine` is 1 − cos(∇TCKD_i, ∇NCKD_i); for
-    `kl` and `wasserstein` each gradient's absolute values divided by their sum are a distribution. `kl` is
-    KL(NCKD's ‖ TCKD's): the other direction is always infinite, because TCKD puts half of its mass on the
-    target, where NCKD has none. `wasserstein` is the 1-Wasserstein distance with the class index as position,
-    so it depends on the order of the classes. A gradient of zero has no direction: its d_i is the constant 1
-    for `cosine` (orthogonal) and 0 for `kl` and `wasserstein`.
-
-    Args:
-        tckd_gradients: float `[B, C]` (or any leading shape), each row one sample's gradient.
-        nckd_gradients: the same shape.
-        convention: one of `CONVENTIONS`.
-        distance: one of `DISTANCES`.
-        parity_batch: the batch size b ≥ 1 that `literal` and `normalized` divide by; None is the number of
-            rows. Lets a PyTorch run at batch 64 be matched at any global batch.
-        kappa: κ > 0, read by `self_normalized` only.
+    Args: as `tckd` and `coupling_of_gradients`.
 
     Returns:
-        Scalar, at least float32.
+        `DgkdTerms`, at least float32; differentiable in `student_logits`.
 
     Raises:
-        ValueError: unknown convention or distance, shapes do not match, `parity_batch` < 1 or `kappa` ≤ 0.
+        ValueError: as `tckd` and `coupling_of_gradients`.
     """
-    _check_choice("convention", convention, CONVENTIONS)
-    _check_choice("distance", distance, DISTANCES)
-    if parity_batch is not None and parity_batch < 1:
-        raise ValueError(f"parity_batch must be at least 1 or None, got {parity_batch}")
-    _check_positive("kappa", kappa)
-    tckd_gradients = _promote(tckd_gradients, "tckd_gradients")
-    nckd_gradients = _promote(nckd_gradients, "nckd_gradients")
-    *rows, columns = shape = tckd_gradients.shape
-    if nckd_gradients.shape != shape:
-        raise ValueError(f"nckd_gradients must have the shape of tckd_gradients, {shape}, got {nckd_gradients.shape}")
-    coupling = jnp.mean(_gradient_distance(tckd_gradients, nckd_gradients, distance))
-    if convention in ("literal", "normalized") and distance == "mse":
-        batch = parity_batch or int(np.prod(rows))
-        coupling = coupling / (float(batch) ** 2 * columns)
-    if convention == "normalized":
-        return coupling / (jax.lax.stop_gradient(coupling) + NORMALIZED_GUARD)
-    if convention == "self_normalized":
-        return coupling / (jax.lax.stop_gradient(coupling) + kappa)
-    return coupling
+    inputs = (student_logits, teacher_logits, labels)
+    # The pass knows the gradient with respect to the logits only, and a traced temperature may be differentiated too.
+    if distance != "mse" or isinstance(temperature, jax.core.Tracer):
+        tckd_gradients = tckd_gradient(*inputs, temperature=temperature)
+        nckd_gradients = nckd_gradient(*inputs, temperature=temperature)
+        options = {"convention": convention, "distance": distance, "parity_batch": parity_batch, "kappa": kappa}
+        return DgkdTerms(
+            tckd(*inputs, temperature=temperature),
+            nckd(*inputs, temperature=temperature),
+            coupling_of_gradients(tckd_gradients, nckd_gradients, **options),
+        )
+    check_options(convention, distance, parity_batch, kappa)
+    student_logits, teacher_logits = decoupling.check_logits(student_logits, teacher_logits)
+    decoupling.check_labels(labels, student_logits.shape)
+    decoupling.check_positive("temperature", temperature)
+    target, nontarget, squared = fused.terms(student_logits / temperature, teacher_logits / temperature, labels)
+    coupling = of_mean_distance(
+        temperature**2 * jnp.mean(squared),
+        rows=squared.size,
+        columns=student_logits.shape[-1],
+        convention=convention,
+        parity_batch=parity_batch,
+        kappa=kappa,
+    )
+    return DgkdTerms(temperature**2 * target, temperature**2 * nontarget, coupling)
 
 
 def gradient_coupling(
@@ -310,15 +307,16 @@ def gradient_coupling(
     Raises:
         ValueError: as `tckd` and `coupling_of_gradients`.
     """
-    inputs = (student_logits, teacher_logits, labels)
-    return coupling_of_gradients(
-        tckd_gradient(*inputs, temperature=temperature),
-        nckd_gradient(*inputs, temperature=temperature),
+    return dgkd_terms(
+        student_logits,
+        teacher_logits,
+        labels,
+        temperature=temperature,
         convention=convention,
         distance=distance,
         parity_batch=parity_batch,
         kappa=kappa,
-    )
+    ).coupling
 
 
 def dgkd(
@@ -351,16 +349,17 @@ def dgkd(
         >>> z, v, y = jnp.zeros((4, 10)), jnp.eye(4, 10), jnp.arange(4)
         >>> loss = dgkd(z, v, y, alpha=1, beta=8, epsilon=0.1, temperature=4, convention="per_sample")
     """
-    inputs = (student_logits, teacher_logits, labels)
-    coupling = gradient_coupling(
-        *inputs,
+    terms = dgkd_terms(
+        student_logits,
+        teacher_logits,
+        labels,
         temperature=temperature,
         convention=convention,
         distance=distance,
         parity_batch=parity_batch,
         kappa=kappa,
     )
-    return jnp.mean(dkd(*inputs, alpha=alpha, beta=beta, temperature=temperature)) - epsilon * coupling
+    return jnp.mean(alpha * terms.tckd + beta * terms.nckd) - epsilon * terms.coupling
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -389,12 +388,12 @@ def diagnostics(
     """
     target_gradients = tckd_gradient(student_logits, teacher_logits, labels, temperature=temperature)
     nontarget_gradients = nckd_gradient(student_logits, teacher_logits, labels, temperature=temperature)
-    student_logits, teacher_logits = _check_logits(student_logits, teacher_logits)
+    student_logits, teacher_logits = decoupling.check_logits(student_logits, teacher_logits)
     batch = student_logits.size // student_logits.shape[-1]
-    is_target = _target_mask(labels, student_logits)
+    is_target = decoupling.target_mask(labels, student_logits)
     agrees = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
     return {
-        "grad_similarity": jnp.mean(_cosine(target_gradients, nontarget_gradients)),
+        "grad_similarity": jnp.mean(cosine(target_gradients, nontarget_gradients)),
         "target_gradmag": jnp.linalg.norm(target_gradients) / batch,
         "nontarget_gradmag": jnp.linalg.norm(nontarget_gradients) / batch,
         "target_norm": jnp.linalg.norm(jnp.where(is_target, student_logits, 0.0)),
@@ -406,72 +405,12 @@ def diagnostics(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The split into target and non-target
-# ------------------------------------------------------------------------------------------------------------
-
-
-class _Split(NamedTuple):
-    """Logits at temperature T, split into the target against the rest and the rest among themselves."""
-
-    target_mask: jax.Array  # [..., classes] bool
-    log_odds: jax.Array  # [...] u, with p = sigmoid(u)
-    log_nontarget: jax.Array  # [..., classes] log ŝ; 0 at the target
-    nontarget: jax.Array  # [..., classes] ŝ; 0 at the target
-
-
-def _split(logits: jax.Array, is_target: jax.Array, temperature: float) -> _Split:
-    scaled = logits / temperature
-    highest = jax.lax.stop_gradient(jnp.max(jnp.where(is_target, -jnp.inf, scaled), axis=-1, keepdims=True))
-    # The target is replaced before the exponential, not after: where it dominates, exp would overflow and its
-    # gradient, inf times the mask's 0, would be NaN.
-    shifted = jnp.where(is_target, 0.0, scaled - highest)
-    log_sum = jnp.log(jnp.sum(jnp.where(is_target, 0.0, jnp.exp(shifted)), axis=-1, keepdims=True))
-    log_nontarget = jnp.where(is_target, 0.0, shifted - log_sum)
-    target = jnp.sum(jnp.where(is_target, scaled, 0.0), axis=-1, keepdims=True)
-    return _Split(
-        target_mask=is_target,
-        log_odds=((target - highest) - log_sum)[..., 0],
-        log_nontarget=log_nontarget,
-        nontarget=jnp.where(is_target, 0.0, jnp.exp(log_nontarget)),
-    )
-
-
-def _split_pair(student_logits, teacher_logits, labels, temperature) -> tuple[_Split, _Split]:
-    student_logits, teacher_logits = _check_logits(student_logits, teacher_logits)
-    _check_labels(labels, student_logits.shape)
-    _check_positive("temperature", temperature)
-    is_target = _target_mask(labels, student_logits)
-    return _split(student_logits, is_target, temperature), _split(teacher_logits, is_target, temperature)
-
-
-def _target_mask(labels: jax.Array, logits: jax.Array) -> jax.Array:
-    return jnp.asarray(labels)[..., None] == jnp.arange(logits.shape[-1])
-
-
-def _target_gap(student_log_odds: jax.Array, teacher_log_odds: jax.Array) -> jax.Array:
-    """δ = p − q, between the small tails where both are near 1, so that it does not cancel."""
-    return jnp.where(
-        student_log_odds + teacher_log_odds > 0,
-        jax.nn.sigmoid(-teacher_log_odds) - jax.nn.sigmoid(-student_log_odds),
-        jax.nn.sigmoid(student_log_odds) - jax.nn.sigmoid(teacher_log_odds),
-    )
-
-
-def _nontarget_gap(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """ŝ − t̂; for a class that has most of both, minus the sum of the others, so that 1 − 1 does not cancel."""
-    gap = student - teacher
-    has_most = student + teacher > 1  # one class at the most, since all of them sum to 2
-    others = jnp.sum(jnp.where(has_most, 0.0, gap), axis=-1, keepdims=True)
-    return jnp.where(has_most, -others, gap)
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Comparing two gradients
 # ------------------------------------------------------------------------------------------------------------
 
 
 def _autodiff(loss, student_logits, teacher_logits, labels, temperature) -> jax.Array:
-    student_logits = _promote(student_logits, "student_logits")
+    student_logits = decoupling.promote(student_logits, "student_logits")
 
     # A sample's loss depends on its own logits only, so the sum's gradient holds each sample's own gradient.
     def total(logits):
@@ -480,122 +419,12 @@ def _autodiff(loss, student_logits, teacher_logits, labels, temperature) -> jax.
     return jax.grad(total)(student_logits)
 
 
-def _gradient_distance(a: jax.Array, b: jax.Array, distance: Distance) -> jax.Array:
-    """Distance of each row of `a`, TCKD's, from that of `b`, NCKD's: [..., columns] twice -> [...]."""
-    if distance == "mse":
-        return jnp.sum((a - b) ** 2, axis=-1)
-    if distance == "cosine":
-        return 1.0 - _cosine(a, b)
-    target, nontarget = _as_distribution(a), _as_distribution(b)
-    if distance == "wasserstein":
-        distances = jnp.sum(jnp.abs(jnp.cumsum(target - nontarget, axis=-1)), axis=-1)
-    else:
-        distances = _kl(nontarget, a)
-    comparable = jnp.any(target > 0, axis=-1) & jnp.any(nontarget > 0, axis=-1)
-    return jnp.where(comparable, distances, 0.0)
-
-
-def _kl(nontarget: jax.Array, a: jax.Array) -> jax.Array:
-    """KL(nontarget ‖ |a|/Σ|a|); where `a` has no mass but `nontarget` has, large and not infinite."""
-    a = jnp.abs(a)
-    floor = _smallest_divisor(a.dtype)
-    has_mass = nontarget > 0
-    # The floor is put under `a` itself, not its share, so that the logarithm's gradient is at most 1/floor.
-    total = jnp.maximum(jnp.sum(a, axis=-1, keepdims=True), floor)
-    log_target = jnp.log(jnp.maximum(a, floor)) - jnp.log(total)
-    log_ratio = jnp.log(jnp.where(has_mass, nontarget, 1.0)) - log_target
-    return jnp.sum(jnp.where(has_mass, nontarget * log_ratio, 0.0), axis=-1)
-
-
-def _smallest_divisor(dtype) -> float:
-    """Below it a number has lost digits to underflow, and its reciprocal overflows within a gradient."""
-    return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
-
-
-def _without_scale(a: jax.Array) -> jax.Array:
-    """Each row divided by its largest magnitude, lest small squares underflow; 0 if negligible."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(a), axis=-1, keepdims=True))
-    return a / jnp.where(largest > _smallest_divisor(a.dtype), largest, jnp.inf)
-
-
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    a, b = _without_scale(a), _without_scale(b)
-    squares = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
-    return jnp.sum(a * b, axis=-1) / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
-
-
-def _as_distribution(a: jax.Array) -> jax.Array:
-    a = jnp.abs(_without_scale(a))
-    total = jnp.sum(a, axis=-1, keepdims=True)
-    return a / jnp.where(total > 0, total, 1.0)
-
-
 def _covariance(a: jax.Array, b: jax.Array) -> jax.Array:
     # Σ over all entries of ĀB̄ᵀ is the product of the column sums, so no [batch, batch] matrix is needed.
     rows = tuple(range(a.ndim - 1))
-    return _cosine(jnp.sum(a - jnp.mean(a), axis=rows), jnp.sum(b - jnp.mean(b), axis=rows))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Checks: each message names the argument and what was expected
-# ------------------------------------------------------------------------------------------------------------
-
-
-def _promote(logits: jax.Array, name: str) -> jax.Array:
-    logits = jnp.asarray(logits)
-    if jnp.issubdtype(logits.dtype, jnp.complexfloating) or logits.dtype == jnp.bool_:
-        raise ValueError(f"{name} must be real numbers, got {logits.dtype}")
-    if logits.ndim < 1:
-        raise ValueError(f"{name} must have shape [..., classes], got a scalar")
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-
-
-def _check_logits(student_logits, teacher_logits) -> tuple[jax.Array, jax.Array]:
-    student_logits = _promote(student_logits, "student_logits")
-    teacher_logits = _promote(jax.lax.stop_gradient(teacher_logits), "teacher_logits")
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"teacher_logits must have the shape of student_logits, {student_logits.shape}, got {teacher_logits.shape}"
-        )
-    _check_classes(student_logits)
-    return student_logits, teacher_logits
-
-
-def _check_classes(student_logits: jax.Array) -> None:
-    if student_logits.shape[-1] < 2:
-        raise ValueError(f"student_logits must have at least two classes, got shape {student_logits.shape}")
-
-
-def _check_labels(labels, logits_shape: tuple[int, ...]) -> None:
-    if not hasattr(labels, "dtype"):
-        labels = np.asarray(labels)
-    if labels.shape == logits_shape:
-        raise ValueError(
-            f"labels must be class indices of shape {logits_shape[:-1]}, got shape {labels.shape}: "
-            "soft labels have no single target class to split off"
-        )
-    if labels.shape != logits_shape[:-1]:
-        raise ValueError(f"labels must have shape {logits_shape[:-1]}, the logits' without classes, got {labels.shape}")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if isinstance(labels, jax.core.Tracer) or labels.size == 0:
-        return
-    with jax.ensure_compile_time_eval():  # inside jit, even of an array that is known
-        lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= logits_shape[-1]:
-        raise ValueError(f"labels must lie in [0, {logits_shape[-1]}), got values from {lowest} to {highest}")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not isinstance(value, jax.core.Tracer) and not 0.0 < float(value) < float("inf"):
-        raise ValueError(f"{name} must be finite and greater than 0, got {value}")
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    return cosine(jnp.sum(a - jnp.mean(a), axis=rows), jnp.sum(b - jnp.mean(b), axis=rows))
 
 
 def _use_autodiff(method: str) -> bool:
-    _check_choice("method", method, ("closed_form", "autodiff"))
+    decoupling.check_choice("method", method, ("closed_form", "autodiff"))
     return method == "autodiff"

@@ -177,10 +177,10 @@ def train_step(
         logits, updated = forward(params)
         terms = loss_terms(logits, teacher_logits, labels, objective)
         if objective.method == "dgkd":
-            terms["coupling"] = (
+            terms |= (
                 _parameter_coupling(lambda p: forward(p)[0], params, teacher_logits, labels, objective)
                 if objective.wrt == "params"
-                else _logit_coupling(logits, teacher_logits, labels, objective)
+                else _coupled_terms(logits, teacher_logits, labels, objective)
             )
         loss = weigh(terms, objective, ramp=ramp(state.step), epsilon=epsilon(state.step))
         return loss, (logits, terms, updated.get("batch_stats", {}))
@@ -291,8 +291,9 @@ def weigh(terms: dict[str, jax.Array], objective: Objective, *, ramp: jax.Array,
     return loss
 
 
-def _logit_coupling(logits, teacher_logits, labels, objective: Objective) -> jax.Array:
-    return losses.gradient_coupling(
+def _coupled_terms(logits, teacher_logits, labels, objective: Objective) -> dict[str, jax.Array]:
+    """`tckd`, `nckd` and `coupling` from one pass; the `tckd` and `nckd` of `loss_terms` are then not computed."""
+    terms = losses.dgkd_terms(
         logits,
         teacher_logits,
         labels,
@@ -302,10 +303,11 @@ def _logit_coupling(logits, teacher_logits, labels, objective: Objective) -> jax
         parity_batch=objective.parity_batch,
         kappa=objective.kappa,
     )
+    return jax.tree.map(jnp.mean, terms._asdict())
 
 
-def _parameter_coupling(logits_of, params, teacher_logits, labels, objective: Objective) -> jax.Array:
-    """The coupling of the gradients of the batch means of TCKD and NCKD with respect to all P parameters.
+def _parameter_coupling(logits_of, params, teacher_logits, labels, objective: Objective) -> dict[str, jax.Array]:
+    """`coupling` of the gradients of the batch means of TCKD and NCKD with respect to all P parameters.
 
     There is one such pair of gradients per batch, not one per sample, so it counts as a batch of one sample with P
     coordinates: `per_sample` is ‖∇TCKD − ∇NCKD‖², `literal` the same over P (`mse_loss`).
@@ -317,7 +319,7 @@ def _parameter_coupling(logits_of, params, teacher_logits, labels, objective: Ob
         (tree,) = pull_back(per_sample / len(labels))
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])[None]
 
-    return losses.coupling_of_gradients(
+    coupling = losses.coupling_of_gradients(
         gradient(losses.tckd_gradient),
         gradient(losses.nckd_gradient),
         convention=objective.convention,
@@ -325,6 +327,7 @@ def _parameter_coupling(logits_of, params, teacher_logits, labels, objective: Ob
         parity_batch=1,
         kappa=objective.kappa,
     )
+    return {"coupling": coupling}
 
 
 def eval_step(

@@ -14,7 +14,10 @@ PACKAGE = ROOT / "dgkd_jax"
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
-    "losses": set(),
+    "decoupling": set(),
+    "coupling": {"decoupling"},
+    "fused": {"decoupling"},
+    "losses": {"coupling", "decoupling", "fused"},
     "metrics": set(),
     "models": set(),
     "sharding": set(),

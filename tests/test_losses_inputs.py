@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from dgkd_jax import losses
+from dgkd_jax import coupling, decoupling, fused, losses
 
 # Each program runs once, so that optimising it costs far more than it saves.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -357,8 +357,14 @@ def test_labels_out_of_range_inside_jit_are_not_an_error_of_tracing():
     assert program(Z, V, np.array([0, 1, 2, 5])).shape == (4,)
 
 
-def test_imports_nothing_of_the_package():
-    tree = ast.parse(inspect.getsource(losses))
+@pytest.mark.parametrize("module", [losses, coupling, decoupling, fused], ids=lambda module: module.__name__)
+def test_imports_only_jax_and_the_other_parts_of_the_losses(module):
+    tree = ast.parse(inspect.getsource(module))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"jax", "jax.numpy", "numpy", "typing"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            imported |= {
+                f"{node.module}.{alias.name}" if node.module == "dgkd_jax" else node.module for alias in node.names
+            }
+    parts = {"dgkd_jax.coupling", "dgkd_jax.decoupling", "dgkd_jax.fused"}
+    assert imported <= {"jax", "jax.numpy", "numpy", "typing"} | parts

@@ -17,17 +17,26 @@ _NORMALIZED_GUARD = 1e-8
 _KAPPA = 1e-8
 
 
+LOSSES = ("ce", "kd", "tckd", "nckd", "logit_mse")
+
+
 def loss_terms(
-    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    *,
+    names: Iterable[str] = LOSSES,
 ) -> dict[str, torch.Tensor]:
-    """Batch means of every loss that has no weights: logits [batch, classes] -> scalars."""
-    return {
-        "ce": F.cross_entropy(student, labels),
-        "kd": _kd(student, teacher, temperature),
-        "tckd": _tckd(student, teacher, labels, temperature),
-        "nckd": _nckd(student, teacher, labels, temperature),
-        "logit_mse": F.mse_loss(student, teacher),
+    """Batch means of the losses that have no weights, or those named: logits [batch, classes] -> scalars."""
+    forms = {
+        "ce": lambda: F.cross_entropy(student, labels),
+        "kd": lambda: _kd(student, teacher, temperature),
+        "tckd": lambda: _tckd(student, teacher, labels, temperature),
+        "nckd": lambda: _nckd(student, teacher, labels, temperature),
+        "logit_mse": lambda: F.mse_loss(student, teacher),
     }
+    return {name: forms[name]() for name in names}
 
 
 def coupling(

@@ -1,0 +1,134 @@
+"""What every benchmark shares: alternating timing, a table, a JSON file, and mistakes in one line."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from dgkd_jax.errors import BadInput
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """With --output, and with errors that are `BadInput`."""
+
+    def fail(message: str) -> NoReturn:
+        raise BadInput(f"{message}; see --help")
+
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.error = fail
+    found.add_argument("--output", metavar="FILE.json", help="also write everything measured here")
+    return found
+
+
+def add_cores(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cores", type=int, help="of this machine to use (default: all; Linux only)")
+
+
+def use_cores(cores: int | None) -> None:
+    """Keep this process to so many cores; call it before JAX computes anything."""
+    if cores is None:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise BadInput(f"--cores={cores}: this system cannot keep a process to some cores; leave --cores out")
+    available = sorted(os.sched_getaffinity(0))
+    if not 1 <= cores <= len(available):
+        raise BadInput(f"--cores={cores}: there are {len(available)}")
+    os.sched_setaffinity(0, available[:cores])
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a command; exit code 2 with one line for bad input."""
+    try:
+        main()
+    except BadInput as error:
+        print(f"dgkd_jax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(0)
+
+
+def check_output(path: str | None) -> None:
+    """Before the measurement, not after it."""
+    if path and not Path(path).resolve().parent.is_dir():
+        raise BadInput(f"--output={path}: no such folder")
+
+
+def alternately(calls: dict[str, Callable[[], Any]], *, seconds: float, at_most: int = 50) -> dict[str, list[float]]:
+    """Wall seconds of each call, one call of each per round, so that a busy machine slows all of them alike.
+
+    Args:
+        calls: each returns when its work is done; each is called once before, unmeasured.
+        seconds: no new round begins after this; three rounds are made in any case.
+        at_most: rounds.
+    """
+    for call in calls.values():
+        call()
+    times = {name: [] for name in calls}
+    start = time.perf_counter()
+    for rounds in range(at_most):
+        if rounds >= 3 and time.perf_counter() - start > seconds:
+            break
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begun)
+    return times
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds, and how many were measured."""
+    low, median, high = np.percentile(seconds, [25, 50, 75]) * 1e3
+    return {"median_ms": median, "low_ms": low, "high_ms": high, "rounds": len(seconds)}
+
+
+def ratio(times: list[float], of: list[float]) -> float:
+    """Median over the rounds of time over time of the same round."""
+    return float(np.median(np.divide(times, of)))
+
+
+def span(found: dict[str, float] | None) -> str:
+    return "-" if found is None else f"{found['median_ms']:.4g} [{found['low_ms']:.4g}, {found['high_ms']:.4g}]"
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions, cores and load: what a number depends on."""
+    device = jax.devices()[0]
+    return {
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "device": f"{device.platform} {device.device_kind}",
+        "machine": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """In Markdown, so that it can be put into a document as it is."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = [columns, tuple("-" * width for width in widths), *rows]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def finish(found: dict[str, Any], *, output: str | None) -> None:
+    """Print where it was measured, and write all of it."""
+    print("\n" + "; ".join(f"{name} {value}" for name, value in found["environment"].items()))
+    if output:
+        Path(output).write_text(json.dumps(found, indent=1) + "\n")
+        print(f"written: {output}")
