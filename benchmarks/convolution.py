@@ -1,6 +1,6 @@
 """Forward, input gradient and kernel gradient of convolutions: XLA's, ours (`models/convolution.py`) and PyTorch's.
 
-    python -m benchmarks.convolution [--batch=64] [--rounds=7] [--output=FILE.json]
+    python -m benchmarks.convolution [--batch=64] [--rounds=7] [--clock=wall] [--output=FILE.json]
 
 Milliseconds, medians of runs in turns; the last column is how many times as quick ours is as PyTorch's channels_last.
 """
@@ -34,32 +34,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="images at a time")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each that are counted")
+    parser.add_argument("--clock", choices=side_by_side.CLOCKS, default="wall", help="cpu: with taskset -c 0")
     parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
 
     packages = side_by_side.machine("jax", "torch")
     print(packages)
-    print(f"{'':48s}{'pass':8s}{'PyTorch':>9s}{'XLA':>9s}{'ours':>9s}{'x PyTorch':>11s}{'lowest … highest':>19s}")
+    print(f"{'':66s}{'pass':8s}{'PyTorch':>9s}{'XLA':>9s}{'ours':>9s}{'x PyTorch':>11s}{'lowest … highest':>19s}")
     rows = []
     for channels, features, size, side, stride, groups, network in SHAPES:
         padding = 0 if side in (1, stride) else side // 2
         title = f"{network}, {channels}→{features}, {size} px, stride {stride}"
-        seconds = _measure(channels, features, size, side, stride, groups, padding, args.batch, args.rounds)
+        seconds = _measure(channels, features, size, side, stride, groups, padding, args)
         for name, times in seconds.items():
             quicker, lowest, highest = side_by_side.ratio(times, "ours", "torch")
             median = {peer: 1e3 * statistics.median(values) for peer, values in times.items()}
             print(
-                f"{title:48.48s}{name:8s}{median['torch']:9.1f}{median['xla']:9.1f}{median['ours']:9.1f}"
+                f"{title:66s}{name:8s}{median['torch']:9.1f}{median['xla']:9.1f}{median['ours']:9.1f}"
                 f"{quicker:11.2f}{f'{lowest:.2f} … {highest:.2f}':>19s}",
                 flush=True,
             )
             rows.append({"convolution": title, "pass": name, "ratio": [quicker, lowest, highest], "ms": median})
-    side_by_side.save(args.output, {"machine": packages, "batch": args.batch, "rows": rows})
+    side_by_side.save(args.output, {"machine": packages, "batch": args.batch, "clock": args.clock, "rows": rows})
 
 
-def _measure(channels, features, size, side, stride, groups, padding, batch, rounds):
+def _measure(channels, features, size, side, stride, groups, padding, args):
     random = np.random.default_rng(0)
-    x = random.standard_normal((batch, size, size, channels), np.float32)
+    x = random.standard_normal((args.batch, size, size, channels), np.float32)
     kernel = random.standard_normal((side, side, channels // groups, features), np.float32)
     module = layers.Conv(features, side, stride, padding, groups)
     forms = {
@@ -80,7 +81,9 @@ def _measure(channels, features, size, side, stride, groups, padding, batch, rou
             runs[kind][name] = lambda compiled=compiled, arrays=arrays: jax.block_until_ready(compiled(*arrays))
     for kind, run in _torch_passes(x, kernel, gradient, stride, padding, groups).items():
         runs[kind]["torch"] = run
-    return {kind: side_by_side.alternate(of_kind, rounds=rounds) for kind, of_kind in runs.items()}
+    return {
+        kind: side_by_side.alternate(of_kind, rounds=args.rounds, clock=args.clock) for kind, of_kind in runs.items()
+    }
 
 
 def _torch_passes(x, kernel, gradient, stride, padding, groups):

@@ -10,22 +10,29 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+_PAUSE = 0.05  # seconds between runs: OpenMP's threads go on spinning for a while after their work
 
-def alternate(runs: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, `rounds` times, one after another in turns, after one round that is not counted.
+
+def alternate(runs: Mapping[str, Callable[[], Any]], *, rounds: int, clock: str = "wall") -> dict[str, list[float]]:
+    """Seconds of each run, `rounds` times in turns, after one round that is not counted; every other round backwards.
 
     Args:
         runs: name -> a call that returns when its work is done (not when it is queued).
         rounds: at least 1.
+        clock: "wall", or "cpu": of all of the process's threads. On a shared machine the latter, with the process held
+            to one core (`taskset -c 0`), leaves out what others do; with more threads it counts their spinning too.
     """
+    now = CLOCKS[clock]
     for run in runs.values():
         run()
     seconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
+    for turn in range(rounds):
+        for name in list(runs)[:: -1 if turn % 2 else 1]:
+            time.sleep(_PAUSE)
+            began = now()
+            runs[name]()
+            seconds[name].append(now() - began)
     return seconds
 
 

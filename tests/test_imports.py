@@ -20,6 +20,7 @@ ALLOWED = {
     "sharding": set(),
     "progress": set(),
     "goodput": set(),
+    "compiled_step": set(),
     "watchdog": set(),
     "faults": set(),
     "interruption": set(),
@@ -39,8 +40,8 @@ ALLOWED = {
     "command_line": {"config", "errors"},
     "ownership": {"config", "data", "errors"},
     "train": {
-        "checkpoint", "config", "data", "epoch_log", "errors", "evaluate", "faults", "goodput", "metrics", "models",
-        "ownership", "progress", "sharding", "state", "steps", "watchdog", "writer",
+        "checkpoint", "compiled_step", "config", "data", "epoch_log", "errors", "evaluate", "faults", "goodput",
+        "metrics", "models", "ownership", "progress", "sharding", "state", "steps", "watchdog", "writer",
     },
     "job": {
         "checkpoint", "config", "data", "errors", "models", "predictions", "progress", "sharding", "steps",
