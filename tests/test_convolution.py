@@ -96,7 +96,7 @@ def test_accelerators_keep_the_librarys_convolution(kind, backend, library, monk
     assert ("conv_general_dilated" in program) == library
 
 
-@pytest.mark.parametrize("kind", ["1x1 in 3 groups", "depthwise 3x3", "depthwise 3x3 stride 2"])
+@pytest.mark.parametrize("kind", ["1x1 stride 2", "1x1 in 3 groups", "depthwise 3x3", "depthwise 3x3 stride 2"])
 def test_a_sharded_batch_is_summed_once_and_never_gathered(kind):
     x, kernel, ours, _ = _case(kind, (7, 8), "float32")
     mesh = sharding.make_mesh()
