@@ -2,7 +2,7 @@
 
 import jax
 
-# Published dense peaks in bfloat16, 10¹² operations a second for each JAX device, by `device_kind`. A device that is not
+# Published dense peaks in bfloat16, 10¹² operations a second of each JAX device, by `device_kind`. One that is not
 # here, or a CPU, gets no utilisation. Sources: Google Cloud's TPU pages, NVIDIA's data sheets (SXM, without sparsity).
 BFLOAT16_PEAK_TFLOPS = {
     "TPU v4": 275.0,
