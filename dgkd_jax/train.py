@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, faults, metrics, ownership, sharding, state, steps, writer
+from dgkd_jax import checkpoint, compiled_step, faults, metrics, ownership, sharding, state, steps, writer
 from dgkd_jax import config as config_rules
 from dgkd_jax import program as program_lib
 from dgkd_jax.data import Source
@@ -197,7 +197,7 @@ def _loop(
     )
     epoch_log = EpochLog(workdir, epoch=(first - 1) // program.steps_per_epoch)
     teacher_variables = program.teacher and program.teacher.variables
-    train_step, loss = None, "loss not fetched yet"
+    train_step, cost, loss = None, {}, "loss not fetched yet"
     with (
         writer.MetricWriter(workdir, step=start, evaluation_due=first == start) as out,
         progress_line as progress,
@@ -214,8 +214,10 @@ def _loop(
                     faults.at("compile")
                     with goodput.measure("compile"):
                         train_step = program.train_step.lower(current, teacher_variables, batch).compile()
-                    out.write(step - 1, "goodput", goodput.seconds())
+                    cost = compiled_step.cost(train_step)
+                    out.write(step - 1, "goodput", goodput.seconds() | cost)
                     progress.note(f"ready for the first step: {summary(goodput.seconds())}")
+                    progress.note(f"one step, on each device: {compiled_step.summary(cost)}")
                 with jax.transfer_guard("disallow"):  # nothing but the batch goes to the device, and that beforehand
                     current = train_step(current, teacher_variables, batch)
                 if wait:
@@ -234,6 +236,7 @@ def _loop(
                     now = time.monotonic()
                     values["learning_rate"] = float(program.learning_rate(step - 1))
                     values["images_per_second"] = (step - logged_step) * config.batch_size / (now - logged_time)
+                    values |= compiled_step.utilisation(cost, (step - logged_step) / (now - logged_time))
                     logged_step, logged_time = step, now
                     out.write(step, "train", values)
                 loss = f"loss {values['loss']:.4f}"

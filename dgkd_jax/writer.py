@@ -59,7 +59,8 @@ class MetricWriter:
 
         Args:
             step: number of steps done.
-            kind: "train" (means since the last such line), "eval" or "goodput" (seconds).
+            kind: "train" (means since the last such line), "eval" or "goodput" (seconds; in the first after a
+                start also the compiled step's cost).
             values: NaN and infinities are written as null in the JSON.
         """
         if not self._active:

@@ -23,6 +23,7 @@ ALLOWED = {
     "sharding": set(),
     "progress": set(),
     "goodput": set(),
+    "compiled_step": set(),
     "watchdog": set(),
     "faults": set(),
     "interruption": set(),
@@ -43,8 +44,8 @@ ALLOWED = {
     "ownership": {"config", "data", "errors"},
     "program": {"data", "errors", "evaluate", "models", "sharding", "state", "steps"},
     "train": {
-        "checkpoint", "config", "data", "epoch_log", "errors", "evaluate", "faults", "goodput", "metrics", "ownership",
-        "program", "progress", "sharding", "state", "steps", "watchdog", "writer",
+        "checkpoint", "compiled_step", "config", "data", "epoch_log", "errors", "evaluate", "faults", "goodput",
+        "metrics", "ownership", "program", "progress", "sharding", "state", "steps", "watchdog", "writer",
     },
     "job": {
         "checkpoint", "config", "data", "errors", "models", "predictions", "program", "progress", "sharding", "steps",

@@ -347,7 +347,11 @@ def test_time_is_accounted_for_in_parts(uninterrupted):
     parsed = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
     times = [line for line in parsed if line["kind"] == "goodput"]
     assert [line["step"] for line in times] == [0, 4, 8]
-    assert set(times[0]) == {"step", "kind", *goodput.PARTS}
+    assert set(times[1]) == set(times[2]) == {"step", "kind", *goodput.PARTS}
+    cost = set(times[0]) - set(times[1])  # of the compiled step, told once
+    assert cost == {"step_gflops", "temporary_mib", "arguments_mib", "output_mib", "donated_mib"}
+    assert all(times[0][name] > 0 for name in cost)
+    assert times[0]["donated_mib"] <= times[0]["output_mib"] < 1.5 * times[0]["donated_mib"]  # the state is donated
     assert all(line[part] >= 0 for line in times for part in goodput.PARTS)
 
 

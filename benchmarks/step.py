@@ -1,0 +1,224 @@
+"""Images per second of the whole distillation step, beside a PyTorch step written for the comparison.
+
+    python -m benchmarks.step --pair=resnet56,resnet20 [--method=dkd] [--batch=64] [--side=32] [--dtype=float32]
+        [--compile] [--unfolded] [--steps=2] [--rounds=7] [--clock=wall] [--output=FILE.json]
+
+One step: normalise uint8 images, teacher forward in evaluation mode, student forward and backward, SGD with momentum.
+Ours is `steps.train_step` as it trains, with its metrics; the batch is on the device. PyTorch's is channels_last, eager
+and, with --compile, through torch.compile too; --dtype=bfloat16 is its autocast. The networks are torchvision's,
+timm's and pytorchcv's, of as many parameters as ours. All take turns; the ratio is that of the same turn.
+"""
+
+import argparse
+import functools
+import statistics
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F
+
+from benchmarks import side_by_side
+from dgkd_jax import models, sharding, state, steps
+from dgkd_jax.models import folding
+from dgkd_jax.parity import torch_networks, torch_reference
+
+TEMPERATURE, ALPHA, BETA, EPSILON = 4.0, 1.0, 8.0, 0.1
+RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
+MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", required=True, help="TEACHER,STUDENT: two of dgkd_jax.models.NAMES")
+    parser.add_argument("--method", choices=("dkd", "dgkd"), default="dkd", help="the loss beside cross-entropy")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step")
+    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
+    parser.add_argument("--compile", action="store_true", help="PyTorch through torch.compile too")
+    parser.add_argument("--unfolded", action="store_true", help="ours with the teacher's BatchNorm unfolded too")
+    parser.add_argument("--steps", type=int, default=2, help="of one turn")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each that are counted")
+    parser.add_argument("--clock", choices=side_by_side.CLOCKS, default="wall", help="cpu: with taskset -c 0")
+    parser.add_argument("--output", default="", help="JSON file for the figures")
+    args = parser.parse_args()
+
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (args.batch, args.side, args.side, 3), np.uint8)
+    labels = random.integers(0, args.classes, args.batch, np.int32)
+    ours, facts = our_step(args, images, labels, fold=True)
+    runs = {"ours": ours}
+    if args.unfolded:
+        runs["ours, unfolded"], _ = our_step(args, images, labels, fold=False)
+    runs["torch eager"] = torch_step(args, images, labels, compiled=False)
+    if args.compile:
+        runs["torch compiled"] = torch_step(args, images, labels, compiled=True)
+
+    machine = side_by_side.machine("jax", "jaxlib", "torch") | {"device": jax.devices()[0].device_kind}
+    ceiling = matmul_ceiling(args.dtype, clock=args.clock)
+    seconds = side_by_side.alternate(
+        {name: functools.partial(_repeat, run, args.steps) for name, run in runs.items()},
+        rounds=args.rounds,
+        clock=args.clock,
+    )
+    rows = []
+    print(
+        f"{args.pair} by {args.method}, batch {args.batch}, {args.side} px, {args.dtype}, {args.clock} clock; {machine}"
+    )
+    print(f"{'':16s}{'images/s':>10s}{'lowest … highest':>20s}{'ours is x':>11s}{'lowest … highest':>19s}")
+    for name, times in seconds.items():
+        rates = [args.steps * args.batch / each for each in times]
+        quicker = side_by_side.ratio(seconds, "ours", name)
+        spread = f"{min(rates):.1f} … {max(rates):.1f}"
+        print(
+            f"{name:16s}{statistics.median(rates):10.1f}{spread:>20s}{quicker[0]:11.2f}"
+            f"{f'{quicker[1]:.2f} … {quicker[2]:.2f}':>19s}"
+        )
+        rows.append({"step": name, "images_per_second": rates, "ours_is_times_as_quick": quicker})
+    achieved = facts["gflops"] * args.steps / statistics.median(seconds["ours"])
+    facts |= {"matmul_gflops_per_second": ceiling, "utilisation": achieved / ceiling}
+    print(
+        f"our step: {facts['gflops']:.1f} GFLOP, {facts['temporary_mib']:.0f} MiB of temporaries; "
+        f"{achieved:.0f} GFLOP/s, {100 * facts['utilisation']:.0f} % of a {args.dtype} matrix product's {ceiling:.0f}"
+    )
+    side_by_side.save(args.output, {"machine": machine, "arguments": vars(args), "ours": facts, "rows": rows})
+
+
+def _repeat(run: Callable[[], Callable[[], None]], count: int) -> None:
+    for _ in range(count):
+        finish = run()
+    finish()
+
+
+def our_step(args, images: np.ndarray, labels: np.ndarray, *, fold: bool) -> tuple[Callable, dict[str, float]]:
+    """A call that queues one step and returns what waits for it; and what the compiled program says of itself."""
+    mesh = sharding.make_mesh()
+    networks = []
+    for seed, name in enumerate(args.pair.split(",")):
+        model = models.create(name, num_classes=args.classes, dtype=args.dtype)
+        networks.append((model, models.initialise(model, images.shape[1:], seed)))
+    (teacher, teacher_variables), (student, variables) = networks
+    found = folding.pairs(teacher, teacher_variables, images.shape[1:]) if fold else ()
+    teacher_variables = sharding.place(jax.jit(functools.partial(folding.fold, found))(teacher_variables), mesh)
+    optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM))
+    objective = steps.Objective(args.method, temperature=TEMPERATURE, alpha=ALPHA, beta=BETA)
+    step = functools.partial(
+        steps.train_step,
+        student=student.apply,
+        teacher=folding.folded_apply(teacher, found),
+        optimizer=optimizer,
+        objective=objective,
+        ramp=lambda done: jnp.float32(1),
+        epsilon=lambda done: jnp.float32(EPSILON),
+        mean=MEAN,
+        std=STD,
+    )
+    names = steps.metric_names(objective)
+    current = sharding.place(state.create(variables, optimizer, ema=False, metric_names=names), mesh)
+    batch = sharding.to_global({"image": images, "label": labels}, mesh)
+    compiled = jax.jit(step, donate_argnums=0).lower(current, teacher_variables, batch).compile()
+    memory = compiled.memory_analysis()
+    facts = {
+        "gflops": compiled.cost_analysis()["flops"] / 1e9,
+        "temporary_mib": memory.temp_size_in_bytes / 2**20,
+        "arguments_mib": memory.argument_size_in_bytes / 2**20,
+    }
+
+    def run():
+        nonlocal current
+        current = compiled(current, teacher_variables, batch)
+        return lambda: jax.block_until_ready(current)
+
+    return run, facts
+
+
+def torch_step(args, images: np.ndarray, labels: np.ndarray, *, compiled: bool) -> Callable:
+    """Likewise in PyTorch, on the graphics card where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher, student = (_torch_network(name, args).to(device) for name in args.pair.split(","))
+    teacher.eval().requires_grad_(False)
+    student.train()
+    optimizer = torch.optim.SGD(student.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels_last as it lies
+    target = torch.from_numpy(labels).long().to(device)
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
+
+    def loss_of(pixels, target):
+        x = (pixels.float() / 255 - mean) / std
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            with torch.no_grad():
+                v = teacher(x)
+            z = student(x)
+        z, v = z.float(), v.float()
+        loss = F.cross_entropy(z, target) + _dkd(z, v, target)
+        if args.method == "dgkd":
+            loss = loss - EPSILON * torch_reference.coupling(z, v, target, TEMPERATURE, "per_sample")
+        return loss
+
+    forward = torch.compile(loss_of) if compiled else loss_of
+
+    def run():
+        optimizer.zero_grad(set_to_none=True)
+        forward(pixels, target).backward()
+        optimizer.step()
+        return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    return run
+
+
+def _dkd(z: torch.Tensor, v: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """α·TCKD + β·NCKD as batch means, in the form that is usual in PyTorch (−1000 at the target)."""
+    at_target = F.one_hot(target, z.shape[1]).to(z.dtype)
+    pairs = []
+    for logits in (z, v):
+        share = (F.softmax(logits / TEMPERATURE, 1) * at_target).sum(1)
+        pairs.append(torch.stack([share, 1 - share], 1))
+    tckd = F.kl_div(pairs[0].log(), pairs[1], reduction="batchmean")
+    others = [logits / TEMPERATURE - 1000 * at_target for logits in (z, v)]
+    nckd = F.kl_div(F.log_softmax(others[0], 1), F.softmax(others[1], 1), reduction="batchmean")
+    return TEMPERATURE**2 * (ALPHA * tckd + BETA * nckd)
+
+
+def _torch_network(name: str, args) -> torch.nn.Module:
+    model = models.create(name, num_classes=args.classes)
+    if name == "mobilenet_v2_half_cifar":
+        module = _mobilenet_v2_half_cifar(args.classes)
+    else:
+        module = torch_networks.create(name, model, side=args.side).module
+    ours = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(model, (args.side, args.side, 3))["params"]))
+    theirs = sum(parameter.numel() for parameter in module.parameters())
+    if ours != theirs and not name.startswith("vit"):  # their table of positions is resampled, ours is made to measure
+        raise SystemExit(f"{name}: PyTorch's network has {theirs:,} parameters, ours {ours:,}")
+    return module.to(memory_format=torch.channels_last)
+
+
+def _mobilenet_v2_half_cifar(classes: int) -> torch.nn.Module:
+    import torchvision
+
+    rows = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
+    module = torchvision.models.MobileNetV2(classes, 0.5, rows, round_nearest=1, dropout=0.0)
+    first = module.features[1]
+    widen = torchvision.ops.misc.Conv2dNormActivation(16, 16, 1, activation_layer=torch.nn.ReLU6)
+    first.conv = torch.nn.Sequential(widen, *first.conv)
+    return module
+
+
+def matmul_ceiling(dtype: str, *, clock: str) -> float:
+    """GFLOP/s of a large square matrix product, the quickest of five."""
+    side, now = 1024 if jax.default_backend() == "cpu" else 8192, side_by_side.CLOCKS[clock]
+    x = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(6):
+        began = now()
+        jax.block_until_ready(product(x, x))
+        seconds.append(now() - began)
+    return 2 * side**3 / min(seconds[1:]) / 1e9
+
+
+if __name__ == "__main__":
+    main()
