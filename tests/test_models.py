@@ -104,7 +104,7 @@ def test_names_are_those_of_the_families():
     shufflenet = {f"shufflenet_{kind}" for kind in ("v1_cifar", "v2_cifar", "v2_x0_5", "v2_x1_0")}
     mobilenet = {"mobilenet_v2", "mobilenet_v2_half_cifar"}
     transformers = {f"{kind}_patch16_224" for kind in ("vit_tiny", "vit_small", "deit_small")} | {"swin_s"}
-    small = {"small_cnn_w8", "small_cnn_w24", "convnext_tiny", "efficientnet_lite0"}
+    small = {"small_cnn_w4", "small_cnn_w8", "small_cnn_w24", "convnext_tiny", "efficientnet_lite0"}
     assert set(models.NAMES) == thin | wide | vgg | wrn | shufflenet | mobilenet | transformers | small
 
 
@@ -127,7 +127,7 @@ def test_depths_without_a_fixture_have_the_right_number_of_parameters(name, num_
 
 def test_small_pair_has_the_promised_sizes():
     sizes = {}
-    for name in ("small_cnn_w8", "small_cnn_w24"):
+    for name in ("small_cnn_w4", "small_cnn_w8", "small_cnn_w24"):
         model = models.create(name, num_classes=10)
         sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(models.shapes(model, (28, 28, 1))["params"]))
     assert 4_000 <= sizes["small_cnn_w8"] <= 6_000
