@@ -43,11 +43,13 @@ test-torch: $(TORCH_READY)
 
 # The sizes that make all of it fit into ten minutes on two cores.
 BENCH_loss := --shapes=64x100,1024x1000 --seconds=1
-BENCHMARKS := $(foreach name,loss step data startup scaling,$(if $(wildcard benchmarks/$(name).py),$(name)))
-## make bench   the benchmarks on this machine, beside PyTorch where it is installed (tables; JSON in runs/bench)
-bench: $(READY)
+BENCH_step := --pair=resnet56,resnet20 --rounds=3
+BENCH_data := --images=128 --rounds=3
+## make bench   the benchmarks on this machine's CPU, beside PyTorch, which it installs (tables; JSON in runs/bench)
+bench: $(TORCH_READY)
 	mkdir -p runs/bench
-	$(foreach name,$(BENCHMARKS),$(BIN)/python -m benchmarks.$(name) $(BENCH_$(name)) --output=runs/bench/$(name).json && ) true
+	set -e; $(foreach name,loss step data startup scaling resume,\
+	  $(BIN)/python -m benchmarks.$(name) $(BENCH_$(name)) --output=runs/bench/$(name).json;)
 
 ## make lint    ruff: style and format
 lint: $(READY)

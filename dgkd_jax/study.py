@@ -138,16 +138,22 @@ def _last_evaluation(workdir: str) -> dict[str, Any]:
 
 
 def _work(runs: list[Run], stopped: Any) -> None:
-    """One worker: its runs one after the other. A failure is left as a file beside what the run had written."""
+    """One worker: its runs one after the other, until all are done or the study is ended, even by a kill.
+
+    A failure is left as a file beside what the run had written.
+    """
     from dgkd_jax import job, main
+
+    def stop() -> bool:
+        return stopped.is_set() or not multiprocessing.parent_process().is_alive()
 
     main.set_up(runs[0].config)
     for run in runs:
-        if stopped.is_set():
+        if stop():
             return
         failure = Path(run.workdir, "failure.json")
         try:
-            job.run(run.config, run.workdir, stop=stopped.is_set)
+            job.run(run.config, run.workdir, stop=stop)
             failure.unlink(missing_ok=True)
         except Preempted:
             return
@@ -175,9 +181,10 @@ def conduct(runs: list[Run], *, workers: int) -> None:
     teachers: set[str] = set()
     first, rest = [], []
     for run in waiting:  # a teacher is trained by the first run that needs it, alone
-        known = run.config.method == "ce" or run.config.teacher.workdir in teachers
-        teachers.add(run.config.teacher.workdir) if run.config.method != "ce" else None
-        (rest if known else first).append(run)
+        trains_it = run.config.method != "ce" and run.config.teacher.workdir not in teachers
+        (first if trains_it else rest).append(run)
+        if trains_it:
+            teachers.add(run.config.teacher.workdir)
     try:
         for share in (first, rest):
             _share_out(share, context, stopped, workers)

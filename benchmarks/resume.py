@@ -1,0 +1,91 @@
+"""How long does it take to go on in the middle of an epoch? First batch at its beginning and near its end.
+
+    python -m benchmarks.resume [--images=4000] [--buffer=1000] [--rounds=3] [--output=FILE.json]
+
+JPEGs of ImageNet's size (103 kB, 224-pixel crops) in TFRecords, streamed through a shuffle buffer as ImageNet is. A run
+that goes on reads what the epoch had before, without decoding it, to fill the buffer as it was; sets in memory
+(`data.shuffle_buffer=0`) skip indices instead.
+"""
+
+import io
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import report
+from configs.default import get_config
+from dgkd_jax import data as data_lib
+
+WIDTH, HEIGHT, BATCH, KINDS = 500, 375, 32, 16
+
+
+def main() -> None:
+    parser = report.parser(__doc__)
+    parser.add_argument("--images", type=int, default=4000, help="in the epoch")
+    parser.add_argument("--buffer", type=int, default=1000, help="images in the shuffle buffer")
+    parser.add_argument("--rounds", type=int, default=3, help="of each, in turns")
+    arguments = parser.parse_args()
+    report.check_output(arguments.output)
+    with tempfile.TemporaryDirectory() as folder:
+        source = _source(Path(folder), arguments)
+        steps = source.steps_per_epoch(BATCH)
+        starts = {"beginning": 0, "end": steps - 1}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in starts}
+        for _ in range(arguments.rounds):
+            for name, step in starts.items():
+                found[name].append(_first_batch(source, step))
+    rows = []
+    for name, step in starts.items():
+        wall, cpu = (statistics.median(values) for values in zip(*found[name], strict=True))
+        rows.append({"start": name, "images skipped": step * BATCH, "wall, s": wall, "processor, s": cpu})
+        print(f"first batch at the {name:9} of an epoch ({step * BATCH:6} images before it): {wall:6.2f} s, "
+              f"{cpu:6.2f} s of the processor")  # fmt: skip
+    skipped = rows[1]["images skipped"]
+    for unit in ("wall, s", "processor, s"):
+        print(f"per skipped image, {unit.split(',')[0]}: {1e6 * (rows[1][unit] - rows[0][unit]) / skipped:.0f} µs")
+    report.finish({"environment": report.environment(), "rows": rows}, output=arguments.output)
+
+
+def _first_batch(source: data_lib.Source, step: int) -> tuple[float, float]:
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    next(source.train_batches(seed=0, batch_size=BATCH, start_step=step))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - began, processor
+
+
+def _source(folder: Path, arguments) -> data_lib.Source:
+    random = np.random.default_rng(0)
+    encoded = []
+    for _ in range(KINDS):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.BICUBIC)
+        noisy = np.asarray(coarse) + random.normal(0, 14, (HEIGHT, WIDTH, 3))
+        file = io.BytesIO()
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=93)
+        encoded.append(file.getvalue())
+    for split, count in (("train", arguments.images), ("validation", 2)):
+        for index in range(count):
+            path = folder / "images" / split / f"class{index % 2}" / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded[index % KINDS])
+    os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")  # read when TFDS is imported, in open_source
+    data = get_config().data
+    data.update(
+        name="image_folder",
+        manual_dir=str(folder / "images"),
+        image_size=224,
+        eval_resize=256,
+        augment="random_resized_crop",
+        shuffle_buffer=arguments.buffer,
+    )
+    return data_lib.open_source(data)
+
+
+if __name__ == "__main__":
+    report.run(main)
