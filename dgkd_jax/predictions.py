@@ -19,10 +19,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from dgkd_jax import losses, sharding, steps
+from dgkd_jax.analysis import calibration
 from dgkd_jax.data import Source, order
 
 EMBEDDED = 2000  # examples of a set whose features are kept, as two numbers each
-BINS = 15  # of the expected calibration error
 
 # (uint8 images, int32 numbers of the examples) -> images, on the device.
 Corruption = Callable[[jax.Array, jax.Array], jax.Array]
@@ -167,20 +167,6 @@ def principal_components(features: np.ndarray) -> np.ndarray:
     return embedding
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Mean |accuracy − confidence| over 15 equal bins of confidence (lower end excluded), weighted by their examples.
-
-    Source: Guo et al., ICML 2017, arXiv:1706.04599, equation 3.
-
-    Args:
-        confidence: `[examples]` in (0, 1], of the predicted class.
-        correct: bool `[examples]`.
-    """
-    bins = np.clip(np.ceil(confidence.astype(np.float64) * BINS) - 1, 0, BINS - 1).astype(int)
-    gaps = np.bincount(bins, correct.astype(np.float64) - confidence, BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
-
-
 def summary(
     rows: dict[str, np.ndarray], *, data: str, step: int, classes: tuple[int, ...] | None = None
 ) -> dict[str, Any]:
@@ -202,7 +188,7 @@ def summary(
         return {
             "accuracy": int(correct.sum()) / len(correct),
             "ce": float(rows[f"{who}_nll"].mean(dtype=np.float64)),
-            "ece": expected_calibration_error(rows[f"{who}_confidence"], correct),
+            "ece": calibration.calibration_error(rows[f"{who}_confidence"], correct),
         }
 
     taught = "teacher_prediction" in rows

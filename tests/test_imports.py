@@ -38,7 +38,7 @@ ALLOWED = {
     "steps": {"analysis", "losses", "metrics", "state"},
     "checkpoint": {"errors", "state"},
     "evaluate": {"analysis", "metrics", "models", "sharding", "steps"},
-    "predictions": {"data", "losses", "sharding", "steps"},
+    "predictions": {"analysis", "data", "losses", "sharding", "steps"},
     "config": {"data", "errors", "losses", "models", "steps"},
     "command_line": {"config", "errors"},
     "ownership": {"config", "data", "errors"},

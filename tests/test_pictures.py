@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dgkd_jax.analysis import figures, pictures, runs
+from dgkd_jax.analysis import calibration, figures, pictures, runs
 
 
 def test_bins_of_the_reliability_diagram_are_open_below_and_closed_above():
     confidence = np.array([1 / 15, 1 / 15 + 1e-6, 1.0, 0.999, 0.0])
-    bins = pictures.reliability(confidence, np.array([True, False, True, False, False]))
+    bins = calibration.reliability(confidence, np.array([True, False, True, False, False]))
     assert bins["share"][[0, 1, 14]].tolist() == [0.4, 0.2, 0.4]
     assert bins["accuracy"][[0, 1, 14]].tolist() == [0.5, 0.0, 0.5]
     assert np.isnan(bins["accuracy"][5])
@@ -25,7 +25,7 @@ def test_calibration_error_is_the_weighted_mean_gap():
         if members:
             gap = np.mean([correct[i] for i in members]) - np.mean([confidence[i] for i in members])
             expected += len(members) / 500 * abs(gap)
-    assert pictures.calibration_error(confidence, correct) == pytest.approx(expected, rel=1e-12)  # order of a sum
+    assert calibration.calibration_error(confidence, correct) == pytest.approx(expected, rel=1e-12)  # order of a sum
 
 
 def test_confusion_counts_teachers_in_rows_and_students_in_columns():

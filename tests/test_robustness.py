@@ -18,6 +18,7 @@ from configs import mnist5k
 from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
 from dgkd_jax import export, job, predictions, robustness
+from dgkd_jax.analysis import calibration
 from dgkd_jax.data import corrupt, test_sets
 from dgkd_jax.errors import BadInput
 
@@ -278,11 +279,11 @@ def test_python_dash_m_is_the_command():
 
 
 def test_calibration_error_by_hand():
-    confidence = np.array([0.95, 0.95, 0.5, 1 / 15], np.float32)  # the last at the upper end of the first bin
+    confidence = np.array([0.95, 0.95, 0.5, 0.05], np.float32)
     correct = np.array([True, False, True, False])
-    # The bins: two with accuracy 1/2 and confidence 0.95, one with 1 and 0.5, one with 0 and 1/15.
-    expected = (2 * 0.45 + 0.5 + 1 / 15) / 4
-    assert predictions.expected_calibration_error(confidence, correct) == pytest.approx(expected, abs=1e-7)
+    # The bins: two with accuracy 1/2 and confidence 0.95, one with 1 and 0.5, one with 0 and 0.05.
+    expected = (2 * 0.45 + 0.5 + 0.05) / 4
+    assert calibration.calibration_error(confidence, correct) == pytest.approx(expected, abs=1e-7)
 
 
 def test_embedding_is_that_of_the_singular_value_decomposition():

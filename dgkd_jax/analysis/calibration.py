@@ -76,3 +76,34 @@ def class_accuracy(totals: ClassCounts) -> np.ndarray:
     """Float64 `[classes]` in [0, 1]; NaN for a class without examples."""
     count = np.asarray(totals.count)
     return np.where(count > 0, np.asarray(totals.correct) / np.maximum(count, 1), np.nan)
+
+
+# -- of a whole set, on the host --------------------------------------------------------------------------------
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, np.ndarray]:
+    """What a reliability diagram shows. Bin m of `BINS` holds the confidences in (m/BINS, (m+1)/BINS], m from 0.
+
+    Source: Guo et al., ICML 2017, arXiv:1706.04599, section 2.
+
+    Args:
+        confidence: `[examples]`, probability of the top class.
+        correct: bool `[examples]`.
+
+    Returns:
+        `share` of the examples, mean `confidence` and `accuracy`, each `[BINS]`; the latter NaN in an empty bin.
+    """
+    index = np.clip(np.ceil(np.asarray(confidence, np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(index, minlength=BINS)
+    filled = np.where(count > 0, count, np.nan)
+    return {
+        "share": count / max(count.sum(), 1),
+        "confidence": np.bincount(index, weights=confidence, minlength=BINS) / filled,
+        "accuracy": np.bincount(index, weights=correct, minlength=BINS) / filled,
+    }
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error Σ_m share_m·|accuracy_m − confidence_m| in [0, 1] (Guo et al., equation 3)."""
+    bins = reliability(confidence, correct)
+    return float(np.nansum(bins["share"] * np.abs(bins["accuracy"] - bins["confidence"])))

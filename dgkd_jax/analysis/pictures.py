@@ -8,40 +8,11 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.figure import Figure
 
-from dgkd_jax.analysis import figures
+from dgkd_jax.analysis import calibration, figures
 from dgkd_jax.analysis import runs as runs_lib
 
-BINS = 15  # as Guo et al., ICML 2017, section 5
 _NUMBERED = re.compile(r"(?P<kind>.+)-(?P<number>\d+)")
 _NAMED_CLASSES = 20  # more than this many are not written into a picture
-
-
-def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, np.ndarray]:
-    """What a reliability diagram shows. Bin m of `BINS` holds the confidences in (m/BINS, (m+1)/BINS], m from 0.
-
-    Source: Guo et al., ICML 2017, arXiv:1706.04599, section 2.
-
-    Args:
-        confidence: `[examples]`, probability of the top class.
-        correct: bool `[examples]`.
-
-    Returns:
-        `share` of the examples, mean `confidence` and `accuracy`, each `[BINS]`; the latter NaN in an empty bin.
-    """
-    index = np.clip(np.ceil(np.asarray(confidence, np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
-    count = np.bincount(index, minlength=BINS)
-    filled = np.where(count > 0, count, np.nan)
-    return {
-        "share": count / max(count.sum(), 1),
-        "confidence": np.bincount(index, weights=confidence, minlength=BINS) / filled,
-        "accuracy": np.bincount(index, weights=correct, minlength=BINS) / filled,
-    }
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error Σ_m share_m·|accuracy_m − confidence_m| in [0, 1] (Guo et al., equation 3)."""
-    bins = reliability(confidence, correct)
-    return float(np.nansum(bins["share"] * np.abs(bins["accuracy"] - bins["confidence"])))
 
 
 def reliability_diagram(curves: Sequence[tuple[str, dict[str, Any], np.ndarray, np.ndarray]]) -> Figure:
@@ -54,8 +25,8 @@ def reliability_diagram(curves: Sequence[tuple[str, dict[str, Any], np.ndarray, 
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 100], [0, 100], color=figures.INK, linewidth=1, linestyle=(0, (1, 2)), label="perfectly calibrated")
     for label, look_of, confidence, correct in curves:
-        bins = reliability(confidence, correct)
-        error = calibration_error(confidence, correct)
+        bins = calibration.reliability(confidence, correct)
+        error = calibration.calibration_error(confidence, correct)
         shown = bins["share"] > 0
         axes.plot(
             100 * bins["confidence"][shown],
@@ -64,7 +35,9 @@ def reliability_diagram(curves: Sequence[tuple[str, dict[str, Any], np.ndarray, 
             markersize=4,
             **look_of,
         )
-        below.stairs(100 * bins["share"], np.linspace(0, 100, BINS + 1), color=look_of["color"], linewidth=1.3)
+        below.stairs(
+            100 * bins["share"], np.linspace(0, 100, calibration.BINS + 1), color=look_of["color"], linewidth=1.3
+        )
     axes.set(title="Reliability diagram", ylabel="accuracy in bin [%]", ylim=(-3, 103))
     below.set(xlabel="confidence (probability of the top class) [%]", ylabel="examples [%]", xlim=(0, 102))
     figures.add_legend(figure, axes)
