@@ -9,8 +9,6 @@ PIL (torchvision's transforms) and, where opencv-python-headless is installed, w
 numbers are seconds of the processor, of all threads.
 """
 
-import argparse
-import io
 import itertools
 import os
 import statistics
@@ -24,26 +22,29 @@ import tensorflow as tf
 import torch
 from PIL import Image
 
-from benchmarks import side_by_side
+from benchmarks import jpegs, report, side_by_side
 from configs.default import get_config
 from dgkd_jax import data as data_lib
+from dgkd_jax.errors import BadInput
 from dgkd_jax.parity import torch_networks
 
-WIDTH, HEIGHT, BATCH = 500, 375, 32
+BATCH = 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--images", type=int, default=256, help="generated, and read in each turn; a multiple of 32")
     parser.add_argument("--side", type=int, default=224, help="of the crops, in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each that are counted")
-    parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
+    report.check_output(args.output)
+    if args.images < BATCH or args.images % BATCH:
+        raise BadInput(f"--images={args.images}: must be a multiple of {BATCH}")
     if len(os.sched_getaffinity(0)) > 1:
         print("more than one core: threads that wait or spin count as work; see taskset in --help", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
-        paths = generate(Path(folder), args.images)
+        paths = jpegs.write_folder(Path(folder), images=jpegs.encoded(args.images))
         size = statistics.mean(path.stat().st_size for path in paths)
         runs = {
             "ours": ours(Path(folder), args),
@@ -52,37 +53,18 @@ def main() -> None:
         }
         if opencv := _opencv(args.side):
             runs["PyTorch, OpenCV"] = torch_loader(paths, args.side, opencv)
-        seconds = side_by_side.alternate(runs, rounds=args.rounds, clock="cpu")
-    machine = side_by_side.machine("tensorflow-cpu", "torch", "torchvision", "pillow", "opencv-python-headless")
-    print(f"{args.images} JPEGs of {WIDTH}x{HEIGHT}, {size / 1000:.0f} kB, to {args.side} pixels; {machine}")
-    print(f"{'':18s}{'images/s/core':>14s}{'ours is x':>11s}{'lowest … highest':>19s}")
-    rows = []
+        seconds = side_by_side.alternate(runs, rounds=args.rounds, clock="cpu", pause=side_by_side.OPENMP_PAUSE)
+    found, rows = [], []
     for name, times in seconds.items():
-        rate = args.images / statistics.median(times)
-        quicker = side_by_side.ratio(seconds, "ours", name)
-        print(f"{name:18s}{rate:14.1f}{quicker[0]:11.2f}{f'{quicker[1]:.2f} … {quicker[2]:.2f}':>19s}")
-        rows.append({"loader": name, "images_per_core_second": rate, "ours_is_times_as_quick": quicker})
-    side_by_side.save(args.output, {"machine": machine, "arguments": vars(args), "bytes": size, "rows": rows})
-
-
-def generate(folder: Path, count: int) -> list[Path]:
-    """Two classes of images, in the layout of `data.name=image_folder`."""
-    random = np.random.default_rng(0)
-    paths = []
-    for index in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.BICUBIC)
-        pixels = np.asarray(coarse) + random.normal(0, 14, (HEIGHT, WIDTH, 3))
-        file = io.BytesIO()
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=93)
-        for split in ("train", "validation"):
-            if split == "validation" and index >= 2:
-                continue
-            path = folder / split / f"class{index % 2}" / f"{index}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(file.getvalue())
-            if split == "train":
-                paths.append(path)
-    return paths
+        rate, quicker = args.images / statistics.median(times), side_by_side.ratio(seconds, "ours", name)
+        rows.append((name, f"{rate:.1f}", f"{quicker[0]:.2f}", f"{quicker[1]:.2f} … {quicker[2]:.2f}"))
+        found.append({"loader": name, "images_per_core_second": rate, "ours_is_times_as_quick": quicker})
+    print(f"{args.images} JPEGs of {jpegs.WIDTH}x{jpegs.HEIGHT}, {size / 1000:.0f} kB, to {args.side} pixels")
+    print(report.table(("loader", "images/s/core", "ours is x", "lowest … highest"), rows))
+    environment = report.environment("tensorflow-cpu", "torch", "torchvision", "pillow", "opencv-python-headless")
+    report.finish(
+        {"environment": environment, "arguments": vars(args), "bytes": size, "loaders": found}, output=args.output
+    )
 
 
 def ours(folder: Path, args):
@@ -169,4 +151,4 @@ def _opencv(side: int):
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)
