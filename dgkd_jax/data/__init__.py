@@ -15,6 +15,7 @@ from dgkd_jax.errors import BadInput
 
 AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop")
 INTERPOLATIONS = ("bilinear", "bicubic")
+_MIB = 2**20
 _MEMORY_LIMIT = 2**30  # bytes of encoded training images that may stay in memory
 
 
@@ -194,7 +195,7 @@ def open_source(data: Any) -> Source:
         readers=data.readers,
         max_bad_images=data.max_bad_images,
         label_noise=data.label_noise,
-        on_device=can_be_on_device and decoded_bytes <= data.on_device_mib * 2**20,
+        on_device=can_be_on_device and decoded_bytes <= data.on_device_mib * _MIB,
     )
 
 
