@@ -118,7 +118,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 2  # newest ones kept, besides the best
     config.best_metric = "accuracy"  # which evaluation is the best: of the highest accuracy | of the lowest ce
     config.nonfinite_limit = 10  # steps in a row with a loss or gradient that is not finite (skipped) that end the run
-    config.steps_per_call = 0  # of a set on the device, steps per call of the program; 0 = 1 on CPUs, else 16
+    config.steps_per_call = 1  # of a set on the device; more where dispatching takes longer than a step, never on CPUs
     config.watchdog_s = 1800.0  # seconds without a finished step after which the process ends itself; 0 = never
 
     return config

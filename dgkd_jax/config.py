@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {
     "keep_checkpoints": _COUNT,
     "best_metric": _one_of("accuracy", "ce"),
     "nonfinite_limit": _COUNT,
-    "steps_per_call": _NOT_NEGATIVE,
+    "steps_per_call": _COUNT,
     "watchdog_s": _NOT_NEGATIVE,
 }
 

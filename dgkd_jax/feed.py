@@ -68,7 +68,7 @@ class Resident:
         source: Source,
         mesh: Mesh,
     ):
-        self.program, self.steps_per_call = program.resident_steps, program.steps_per_call
+        self.program, self.steps_per_call = program.resident_steps, config.steps_per_call
         mebibytes = sum(array.nbytes for array in examples.values()) / 2**20
         self.note = f"training images in the memory of each device: {mebibytes:.3g} MiB"
         self._steps_per_epoch, self._mesh = program.steps_per_epoch, mesh

@@ -15,9 +15,6 @@ from dgkd_jax.data import Source, resident
 from dgkd_jax.errors import BadInput
 from dgkd_jax.evaluate import Evaluator
 
-# Steps in a call where dispatching a step may take longer than computing it: still below a second for signals to wait.
-_STEPS_PER_CALL = 16
-
 
 class Teacher(NamedTuple):
     """A frozen network: `apply`, its variables on the mesh, their fingerprint, and the mean and std of its pixels.
@@ -66,7 +63,6 @@ class Program(NamedTuple):
     Attributes:
         train_step: of state, the teacher's variables and a batch; to be compiled for a mesh.
         resident_steps: `resident_steps` below, as a function of its five arguments; likewise.
-        steps_per_call: the largest number of steps that `resident_steps` may be asked for.
         finite_rows: of the same: which rows of the batch are sound.
         teacher: None where the method needs none.
         evaluator: of the student, on its evaluation split.
@@ -75,7 +71,6 @@ class Program(NamedTuple):
 
     train_step: jax.stages.Wrapped
     resident_steps: jax.stages.Wrapped
-    steps_per_call: int
     finite_rows: Callable[..., dict[str, jax.Array]]
     teacher: Teacher | None
     evaluator: Evaluator
@@ -135,19 +130,17 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         ema_decay=config.optimizer.ema_decay,
         skip_limit=config.nonfinite_limit,
     )
-    steps_per_call = config.steps_per_call or (1 if jax.default_backend() == "cpu" else _STEPS_PER_CALL)
     many_steps = functools.partial(
         resident_steps,
         train_step=train_step,
         steps_per_epoch=steps_per_epoch,
-        steps_per_call=steps_per_call,
+        steps_per_call=config.steps_per_call,
         batch_sharding=sharding.batch_sharding(mesh),
     )
     compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, current)}
     program = Program(
         train_step=jax.jit(train_step, **compiled),
         resident_steps=jax.jit(many_steps, **compiled),
-        steps_per_call=steps_per_call,
         finite_rows=jax.jit(functools.partial(steps.finite_rows, **networks), out_shardings=sharding.replicated(mesh)),
         teacher=teacher,
         evaluator=Evaluator(
