@@ -173,7 +173,7 @@ def resident_steps(
     """The next `count` steps on a training set that lies on the device.
 
     One program serves any `count`: its loop has no fixed length. Where a call is one step there is no loop, since XLA's
-    CPU backend computes convolutions several times slower within one (docs/performance.md).
+    CPU backend computes convolutions 3 to 20 times slower within one (docs/performance.md).
 
     Args:
         current: donated by the caller's `jit`; its next step says where in the epoch to begin.
