@@ -43,8 +43,9 @@ ALLOWED = {
     "command_line": {"config", "errors"},
     "ownership": {"config", "data", "errors"},
     "program": {"data", "errors", "evaluate", "models", "sharding", "state", "steps"},
+    "feed": {"data", "program", "sharding"},
     "train": {
-        "checkpoint", "compiled_step", "config", "data", "epoch_log", "errors", "evaluate", "faults", "goodput",
+        "checkpoint", "compiled_step", "config", "data", "epoch_log", "errors", "evaluate", "faults", "feed", "goodput",
         "metrics", "ownership", "program", "progress", "sharding", "state", "steps", "watchdog", "writer",
     },
     "job": {
