@@ -165,19 +165,20 @@ def _fill(
             )
             answers = _answers(ask, batches, range(first, last), mesh)
             for block in run:
-                rows = []
-                for step in range(block.epoch * per_epoch + block.first, block.epoch * per_epoch + block.last):
+                rows, stopping = [], False
+                while not stopping and len(rows) < block.last - block.first:
                     rows.append(next(answers))
-                    _check_finite(rows[-1]["logits"], config, source, step)
-                    progress.advance()
+                    _check_finite(rows[-1]["logits"], config, source, block.epoch * per_epoch + block.first + len(rows))
                     done += 1
                     faults.at("step", done)
-                    if stop():
-                        raise Preempted(
-                            f"stopped after {done} of {total} batches; whole blocks stay, and the same command goes on"
-                        )
-                if jax.process_index() == 0:
+                    progress.advance()
+                    stopping = stop()
+                if jax.process_index() == 0 and len(rows) == block.last - block.first:
                     writer.write(block, _parts(rows, writer.about))
+                if stopping and done < total:
+                    raise Preempted(
+                        f"stopped after {done} of {total} batches; whole blocks stay, and the same command goes on"
+                    )
                 progress.metrics(done, "written")
         if left:
             progress.line(total, "all written")
@@ -225,11 +226,12 @@ def _answers(
 
 
 def _check_finite(logits: np.ndarray, config: ConfigDict, source: Source, step: int) -> None:
+    """`step`, counted from 1."""
     bad = np.flatnonzero(~(np.abs(logits) <= np.finfo(np.float16).max).all(axis=1))
     if bad.size:
-        ids = source.train_ids(seed=config.seed, batch_size=config.batch_size, step=step)
+        ids = source.train_ids(seed=config.seed, batch_size=config.batch_size, step=step - 1)
         raise NumericFailure(
-            f"the teacher's logits of {bad.size} of {config.batch_size} images of step {step + 1} are not finite, or "
+            f"the teacher's logits of {bad.size} of {config.batch_size} images of step {step} are not finite, or "
             f"too large for float16 (65504): {', '.join(ids[row] for row in bad[:4])}. Train with the live teacher."
         )
 

@@ -291,6 +291,7 @@ def _create(folder: epath.Path, name: str, about: About, epochs: int) -> ts.Tens
             "name": "regular",
             "configuration": {"chunk_shape": [1, about.block_steps, about.batch_size, *row]},
         },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},  # no folders for files
         "codecs": [
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "zstd", "configuration": {"level": 3}},

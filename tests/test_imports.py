@@ -55,8 +55,8 @@ ALLOWED = {
         "teacher_cache", "torch_port", "train", "weight_files",
     },
     "cache_teacher": {
-        "data", "errors", "faults", "job", "logit_files", "main", "ownership", "program", "progress", "sharding", "steps",
-        "teacher_cache",
+        "data", "errors", "faults", "job", "logit_files", "main", "ownership", "program", "progress", "sharding",
+        "steps", "teacher_cache",
     },
     "export": {"__version__", "checkpoint", "errors", "models", "program", "torch_port", "weight_files"},
     "robustness": {
