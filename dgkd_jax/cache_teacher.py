@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         if jax.process_index() == 0:
             print(summary(made, argv, settings))
 
-    return main_command.command(argv, usage=__doc__, work=work)
+    return main_command.command(argv, usage=__doc__.strip(), work=work)
 
 
 def make(

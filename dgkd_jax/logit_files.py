@@ -126,6 +126,8 @@ class Writer:
 
     def __init__(self, folder: epath.Path, about: About, *, epochs: int):
         self._folder, self.about = folder, about
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"--output={folder} is a file; give a folder")
         manifest = read_manifest(folder)
         if manifest is None and folder.exists() and any(path.name != "lock" for path in folder.iterdir()):
             raise BadInput(

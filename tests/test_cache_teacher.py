@@ -415,6 +415,8 @@ def test_a_folder_with_other_files_is_not_written_in(tmp_path):
     with pytest.raises(BadInput, match="holds files that are no cache"):
         make(tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.name != "runs"] == ["notes.txt"]
+    with pytest.raises(BadInput, match="notes.txt is a file; give a folder"):
+        make(tmp_path / "notes.txt")
 
 
 def test_data_that_changed_since_are_an_error(tmp_path):
