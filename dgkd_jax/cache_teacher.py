@@ -13,6 +13,7 @@ that was interrupted goes on where it was, and makes anew what is damaged. Then 
 
 import collections
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -90,6 +91,8 @@ def make(
     temperature = _temperature(config) if top_k else None
     if config.method == "ce":
         raise BadInput("config.method=ce has no teacher; leave --config.method out")
+    config = config.copy_and_resolve_references()
+    config.teacher.cache = ""  # where one is named it may be this one, which need not be there yet
     source, mesh, taught = job.prepare(config, ("kd",), stop=stop)
     if top_k >= source.num_classes:
         raise BadInput(f"--top-k={top_k}: {source.name} has {source.num_classes} classes; leave --top-k out for all")
@@ -245,7 +248,7 @@ def summary(made: Made, argv: list[str], config: ConfigDict) -> str:
     """What was made, how large it is, and the command that trains from it."""
     size = logit_files.size_on_disk(made.folder)
     images = made.epochs * made.about.steps_per_epoch * made.about.batch_size
-    given = [argument for argument in argv[1:] if argument.lstrip("-").startswith("config")]
+    given = [argument for argument in argv[1:] if re.match("--?config(?!.teacher.cache=)", argument)]
     if made.epochs < config.epochs:
         given.append(f"--config.epochs={made.epochs}")
     command = shlex.join(["python", "-m", "dgkd_jax.main", *given, f"--config.teacher.cache={os.fspath(made.folder)}"])

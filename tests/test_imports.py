@@ -65,7 +65,7 @@ ALLOWED = {
     },
     "parity": {"errors", "losses", "models", "state", "steps", "torch_names", "torch_port"},
     "landscape": {"analysis"},
-    "study": {"analysis", "config", "errors", "job", "main", "report"},
+    "study": {"analysis", "cache_teacher", "config", "errors", "job", "main", "report"},
     "report": {"analysis", "errors"},
     "main": {"command_line", "config", "errors", "interruption", "job"},
 }  # fmt: skip
