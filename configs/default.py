@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.teacher.dtype = "auto"  # as student.dtype
     config.teacher.weights = ""  # .pth, .safetensors, .npz or hf:ORG/NAME; '' = train the teacher in teacher.workdir
     config.teacher.workdir = ""  # '' = runs/NAME/teacher; a trained teacher found here is reused
+    config.teacher.cache = ""  # folder of its logits, from python -m dgkd_jax.cache_teacher; '' = the teacher is run
     config.teacher.mean = ()  # of the pixels that the teacher's weights were trained on, as data.mean; () = data.mean
     config.teacher.std = ()  # likewise; for whose weights they are not ImageNet's: configs/photographs.py
     config.teacher.epochs = 240  # length of the teacher's own training (cross-entropy, this file's optimizer)

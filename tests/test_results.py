@@ -1,6 +1,7 @@
 """The document of a study says what the runs' numbers say, and no more."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,24 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert study.main([*command, f"--results={tmp_path / 'results.md'}"]) == 0
     text = (tmp_path / "results.md").read_text()
     assert "2 of 3 planned runs are done, 1 failed" in text
+
+
+def test_the_arms_of_a_seed_share_their_teachers_logits(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "tiny.py"
+    file.write_text(STUDY)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    command = [f"--config={file}", f"--output={tmp_path}", "--arms=dkd,kd", "--seeds=0,1", "--cache-teacher"]
+    assert study.main([*command, "--workers=2"]) == 0
+    err = capsys.readouterr().err
+    caches = sorted((tmp_path / "tiny").glob("teacher-*-logits-*/manifest.json"))
+    assert [json.loads(path.read_text())["batches"]["seed"] for path in caches] in ([0, 1], [1, 0])
+    for run in (tmp_path / "tiny" / "standard").iterdir():
+        config = json.loads((run / "config.json").read_text())
+        manifest = json.loads(Path(config["teacher"]["cache"], "manifest.json").read_text())
+        assert manifest["batches"]["seed"] == config["seed"]
+        assert (run / "result.json").exists(), err
+    assert study.main(command) == 0
+    assert "4 of 4 runs are done already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
