@@ -13,7 +13,7 @@ from dgkd_jax.data import datasets
 from dgkd_jax.data.mock import MockSource
 from dgkd_jax.errors import BadInput
 
-AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop")
+AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast")
 INTERPOLATIONS = ("bilinear", "bicubic")
 _MIB = 2**20
 _MEMORY_LIMIT = 2**30  # bytes of encoded training images that may stay in memory

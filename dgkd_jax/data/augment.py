@@ -19,6 +19,7 @@ CROP_ATTEMPTS = 10
 PAD_CROP_UNIFORMS = 3
 RANDOM_RESIZED_CROP_UNIFORMS = 2 * CROP_ATTEMPTS + 3
 _ACCURATE = "INTEGER_ACCURATE"
+_FAST = "INTEGER_FAST"
 
 
 def decode(encoded: tf.Tensor, *, channels: int) -> tf.Tensor:
@@ -105,18 +106,19 @@ def random_window(height: tf.Tensor, width: tf.Tensor, uniforms: tf.Tensor) -> t
     return tf.concat([corner, size], 0)
 
 
-def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: int) -> tf.Tensor:
+def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: int, fast: bool = False) -> tf.Tensor:
     """Decode the part of an image that lies in `random_window`; of a JPEG only the blocks that it touches.
 
     Args:
         encoded: scalar string, JPEG or PNG.
         uniforms: [22], see `random_window`.
+        fast: decode a JPEG's frequencies with fewer bits and repeat its chroma instead of interpolating it.
 
     Returns:
         [window height, window width, channels] uint8.
     """
 
-    # Two small branches and what they share outside: with all of it in each of two branches the same image takes a tenth
+    # Two small branches and what they share outside: with all of it in each of two branches an image takes a tenth
     # longer, for a graph costs by its operations, whether they run or not.
     jpeg = tf.io.is_jpeg(encoded)
 
@@ -129,30 +131,44 @@ def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: i
 
     shape, image = tf.cond(jpeg, header, pixels)
     window = random_window(shape[0], shape[1], uniforms)
+
+    def part(window: tf.Tensor) -> tf.Tensor:
+        how = {"dct_method": _FAST if fast else _ACCURATE, "fancy_upscaling": not fast}
+        return tf.cond(
+            jpeg,
+            lambda: tf.image.decode_and_crop_jpeg(encoded, window, channels=channels, **how),
+            lambda: tf.slice(image, [window[0], window[1], 0], [window[2], window[3], -1]),
+        )
+
+    if fast:
+        return part(window)
     # Chroma at the edge of a window is interpolated without what lies outside: decode a column more on each side.
     before, after = tf.minimum(window[1], 1), tf.minimum(shape[1] - window[1] - window[3], 1)
-    wider = window + tf.stack([0, -before, 0, before + after])
-    image = tf.cond(
-        jpeg,
-        lambda: tf.image.decode_and_crop_jpeg(encoded, wider, channels=channels, dct_method=_ACCURATE),
-        lambda: tf.slice(image, [wider[0], wider[1], 0], [wider[2], wider[3], -1]),
-    )
-    return tf.slice(image, [0, before, 0], [-1, window[3], -1])
+    return tf.slice(part(window + tf.stack([0, -before, 0, before + after])), [0, before, 0], [-1, window[3], -1])
 
 
-def random_resized_crop(encoded: tf.Tensor, uniforms: tf.Tensor, *, size: int, channels: int) -> tf.Tensor:
+def random_resized_crop(
+    encoded: tf.Tensor, uniforms: tf.Tensor, *, size: int, channels: int, fast: bool = False
+) -> tf.Tensor:
     """A random window of the image, resized to a square and mirrored with probability 1/2.
 
     Args:
         encoded: scalar string, JPEG or PNG.
         uniforms: [23] float32 in [0, 1): 22 of `random_window`, then mirror.
         size: side of the result in pixels.
+        fast: decode as `decode_random_window` says, and resize without antialiasing, as OpenCV's `INTER_LINEAR` does.
+            Where an image shrinks, fine patterns then turn into coarse ones, which PIL's images do not have.
 
     Returns:
         [size, size, channels] uint8.
     """
-    window = decode_random_window(encoded, uniforms[:-1], channels=channels)
-    return flip(resized(window, [size, size], interpolation="bilinear"), uniforms[-1])
+    window = decode_random_window(encoded, uniforms[:-1], channels=channels, fast=fast)
+    if fast:
+        # Of floats: the operation loads a pixel of floats at once, one of bytes number by number.
+        image = _rounded_mean(tf.image.resize(tf.cast(window, tf.float32), [size, size]))
+    else:
+        image = resized(window, [size, size], interpolation="bilinear")
+    return flip(image, uniforms[-1])
 
 
 def resized(image: tf.Tensor, shape: tf.Tensor, *, interpolation: str) -> tf.Tensor:
@@ -173,7 +189,12 @@ def resized(image: tf.Tensor, shape: tf.Tensor, *, interpolation: str) -> tf.Ten
         across = to_uint8(_with_rows(_transposed(image), width, kernel="keyscubic"))
         return to_uint8(_with_rows(_transposed(across), height, kernel="keyscubic"))
     down = _with_rows(image, height, kernel="triangle")
-    return to_uint8(_transposed(_with_rows(_transposed(down), width, kernel="triangle")))
+    return _rounded_mean(_transposed(_with_rows(_transposed(down), width, kernel="triangle")))
+
+
+def _rounded_mean(image: tf.Tensor) -> tf.Tensor:
+    """`to_uint8` of weighted means of uint8 values, which leave no room for clipping."""
+    return tf.cast(tf.round(image), tf.uint8)
 
 
 def _transposed(image: tf.Tensor) -> tf.Tensor:
