@@ -118,7 +118,7 @@ def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: i
         [window height, window width, channels] uint8.
     """
 
-    # Two small branches and what they share outside: with all of it in each of two branches an image takes a tenth
+    # Two small branches and what they share outside: with all of it in each of two branches an image takes measurably
     # longer, for a graph costs by its operations, whether they run or not.
     jpeg = tf.io.is_jpeg(encoded)
 
