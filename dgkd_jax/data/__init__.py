@@ -179,7 +179,7 @@ def open_source(data: Any) -> Source:
 
     num_train = _train_examples(data, splits["train"].num_examples)
     # Crops that are resized stay the host's work, and a set with a shuffle buffer is one that does not fit in memory.
-    can_be_on_device = data.augment != "random_resized_crop" and data.shuffle_buffer == 0
+    can_be_on_device = not data.augment.startswith("random_resized_crop") and data.shuffle_buffer == 0
     decoded_bytes = num_train * math.prod(shared["image_shape"])
     return TfdsSource(
         **shared,
