@@ -3,7 +3,8 @@
     taskset -c 0 python -m benchmarks.data [--images=256] [--side=224] [--rounds=5] [--output=FILE.json]
 
 The images are generated: smooth colours and noise, 500x375 pixels, about 100 kB. Every loader makes uint8 images of
-`side` pixels by a random resized crop and a flip. Ours is `data.open_source` on a folder of images, as it trains;
+`side` pixels by a random resized crop and a flip. Ours is `data.open_source` on a folder of images, as it trains, with
+`data.augment=random_resized_crop` and `random_resized_crop_fast`;
 "decoding" is `tf.io.decode_jpeg` of whole images and nothing else; PyTorch's is a DataLoader in this process, with
 PIL (torchvision's transforms) and, where opencv-python-headless is installed, with OpenCV. Hold it to one core: the
 numbers are seconds of the processor, of all threads.
@@ -15,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,8 @@ def main() -> None:
         paths = jpegs.write_folder(Path(folder), images=jpegs.encoded(args.images))
         size = statistics.mean(path.stat().st_size for path in paths)
         runs = {
-            "ours": ours(Path(folder), args),
+            "ours": ours(Path(folder), args.images, args.side, "random_resized_crop"),
+            "ours, fast": ours(Path(folder), args.images, args.side, "random_resized_crop_fast"),
             "decoding": lambda: [tf.io.decode_jpeg(tf.io.read_file(str(path))).shape for path in paths],
             "PyTorch, PIL": torch_loader(paths, args.side, _pil(args.side)),
         }
@@ -67,23 +70,23 @@ def main() -> None:
     )
 
 
-def ours(folder: Path, args):
+def ours(folder: Path, images: int, side: int, augment: str) -> Callable[[], None]:
     os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")  # read when TFDS is imported, in open_source
     config = get_config()
     config.data.update(
         {
             "name": "image_folder",
             "manual_dir": str(folder),
-            "image_size": args.side,
-            "eval_resize": args.side,
-            "augment": "random_resized_crop",
+            "image_size": side,
+            "eval_resize": side,
+            "augment": augment,
         }
     )
     source = data_lib.open_source(config.data)
     batches = source.train_batches(seed=0, batch_size=BATCH, start_step=0)
 
     def run():
-        for batch in itertools.islice(batches, args.images // BATCH):
+        for batch in itertools.islice(batches, images // BATCH):
             assert batch["image"].dtype == np.uint8
         _settle()
 

@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
     "data.manual_dir": _TEXT,
     "data.download": _SWITCH,
     "data.image_size": _NOT_NEGATIVE,
-    "data.augment": _one_of("none", "pad_crop", "pad_crop_flip", "random_resized_crop"),
+    "data.augment": _one_of("none", "pad_crop", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast"),
     "data.eval_resize": _NOT_NEGATIVE,
     "data.eval_interpolation": _one_of("bilinear", "bicubic"),
     "data.mean": _CHANNELS,
