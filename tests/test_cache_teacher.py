@@ -579,7 +579,7 @@ def test_the_last_line_is_the_command_that_trains_from_it(tmp_path):
     argv = ["cache_teacher", "--config=configs/mnist5k.py", "--config.data.mock=true", "--epochs=1", "--output=c d"]
     first, last = cache_teacher.summary(made, argv, config).splitlines()
     size = sum(len(content) for content in files_of(tmp_path / "c d").values())
-    assert f"for 1 epochs, cached in float16: {size / 1e6:,.1f} MB, {size / 64:.0f} bytes an image; 2 blocks" in first
+    assert f"for 1 epoch, cached in float16: {size / 1e6:,.1f} MB, {size / 64:.0f} bytes an image; 2 blocks" in first
     assert last == (
         "Train from it:  python -m dgkd_jax.main --config=configs/mnist5k.py --config.data.mock=true "
         f"--config.epochs=1 '--config.teacher.cache={tmp_path}/c d'"
