@@ -9,7 +9,6 @@ and, with --compile, through torch.compile too; --dtype=bfloat16 is its autocast
 timm's and pytorchcv's, of as many parameters as ours. All take turns; the ratio is that of the same turn.
 """
 
-import argparse
 import functools
 import statistics
 from collections.abc import Callable
@@ -21,8 +20,9 @@ import optax
 import torch
 import torch.nn.functional as F
 
-from benchmarks import side_by_side
+from benchmarks import report, side_by_side
 from dgkd_jax import models, sharding, state, steps
+from dgkd_jax.errors import BadInput
 from dgkd_jax.models import folding
 from dgkd_jax.parity import torch_networks, torch_reference
 
@@ -32,7 +32,7 @@ MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--pair", required=True, help="TEACHER,STUDENT: two of dgkd_jax.models.NAMES")
     parser.add_argument("--method", choices=("dkd", "dgkd"), default="dkd", help="the loss beside cross-entropy")
     parser.add_argument("--batch", type=int, default=64, help="images of a step")
@@ -45,8 +45,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of one turn")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each that are counted")
     parser.add_argument("--clock", choices=side_by_side.CLOCKS, default="wall", help="cpu: with taskset -c 0")
-    parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
+    report.check_output(args.output)
+    _check_pair(args.pair)
 
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (args.batch, args.side, args.side, 3), np.uint8)
@@ -62,27 +63,29 @@ def main() -> None:
     if args.compile:
         runs["torch compiled"] = torch_step(args, images, labels, compiled=True)
 
-    machine = side_by_side.machine("jax", "jaxlib", "torch") | {"device": jax.devices()[0].device_kind}
     ceiling = matmul_ceiling(args.dtype, clock=args.clock)
     seconds = side_by_side.alternate(
         {name: functools.partial(_repeat, run, args.steps) for name, run in runs.items()},
         rounds=args.rounds,
         clock=args.clock,
+        pause=side_by_side.OPENMP_PAUSE,
     )
-    rows = []
-    print(
-        f"{args.pair} by {args.method}, batch {args.batch}, {args.side} px, {args.dtype}, {args.clock} clock; {machine}"
-    )
-    print(f"{'':16s}{'images/s':>10s}{'lowest … highest':>20s}{'ours is x':>11s}{'lowest … highest':>19s}")
+    found, rows = [], []
     for name, times in seconds.items():
         rates = [args.steps * args.batch / each for each in times]
         quicker = side_by_side.ratio(seconds, "ours", name)
-        spread = f"{min(rates):.1f} … {max(rates):.1f}"
-        print(
-            f"{name:16s}{statistics.median(rates):10.1f}{spread:>20s}{quicker[0]:11.2f}"
-            f"{f'{quicker[1]:.2f} … {quicker[2]:.2f}':>19s}"
+        rows.append(
+            (
+                name,
+                f"{statistics.median(rates):.1f}",
+                f"{min(rates):.1f} … {max(rates):.1f}",
+                f"{quicker[0]:.2f}",
+                f"{quicker[1]:.2f} … {quicker[2]:.2f}",
+            )
         )
-        rows.append({"step": name, "images_per_second": rates, "ours_is_times_as_quick": quicker})
+        found.append({"step": name, "images_per_second": rates, "ours_is_times_as_quick": quicker})
+    print(f"{args.pair} by {args.method}, batch {args.batch}, {args.side} px, {args.dtype}, {args.clock} clock")
+    print(report.table(("step", "images/s", "lowest … highest", "ours is x", "lowest … highest"), rows))
     achieved = facts["gflops"] * args.steps / statistics.median(seconds["ours"])
     facts |= {"matmul_gflops_per_second": ceiling, "utilisation": achieved / ceiling}
     print(
@@ -91,7 +94,21 @@ def main() -> None:
     )
     if args.cached:
         print(f"cached: {facts['cached_gflops']:.1f} GFLOP")
-    side_by_side.save(args.output, {"machine": machine, "arguments": vars(args), "ours": facts, "rows": rows})
+    report.finish(
+        {"environment": report.environment("torch"), "arguments": vars(args), "ours": facts, "steps": found},
+        output=args.output,
+    )
+
+
+def _check_pair(pair: str) -> None:
+    names = pair.split(",")
+    if len(names) != 2:
+        raise BadInput(f"--pair={pair}: give two models, TEACHER,STUDENT")
+    for name in names:
+        try:
+            models.create(name, num_classes=10)
+        except ValueError as error:
+            raise BadInput(f"--pair={pair}: {error}") from error
 
 
 def _repeat(run: Callable[[], Callable[[], None]], count: int) -> None:
@@ -230,4 +247,4 @@ def matmul_ceiling(dtype: str, *, clock: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
     config.data.manual_dir = ""  # files that cannot be downloaded: ImageNet's tars, an image folder, IDX files
     config.data.download = True  # may TFDS download a set that is missing
     config.data.image_size = 0  # side of the images that the models see, pixels; 0 = the data set's own
-    config.data.augment = "none"  # none | pad_crop | pad_crop_flip | random_resized_crop
+    config.data.augment = "none"  # none | pad_crop | pad_crop_flip | random_resized_crop | random_resized_crop_fast
+    # …_fast: the same windows with a coarser JPEG decoder and no antialiasing; docs/performance.md, section Data
     config.data.eval_resize = 0  # shorter side before the centre crop at evaluation, pixels; 0 = no resizing
     config.data.eval_interpolation = "bilinear"  # of eval_resize, antialiased as PIL's: bilinear | bicubic
     config.data.mean = ()  # per channel, in units of pixel/255; () = the data set's own
@@ -47,6 +48,7 @@ def get_config() -> ConfigDict:
     config.data.train_examples = 0  # use only the first so many training images; 0 = all; generated ones: see mock_*
     config.data.label_noise = 0.0  # part of the training labels replaced by another class, for good
     config.data.max_bad_images = 0  # training images that cannot be decoded and are replaced by their neighbours
+    config.data.on_device_mib = 2048  # a decoded training set up to this size is kept on each device; 0 = none is
     config.data.mock = False  # generated images of the right shapes (and random teacher weights where none are there)
     config.data.mock_train_examples = 1024  # generated images in an epoch
     config.data.mock_eval_examples = 256  # generated images in an evaluation
@@ -118,6 +120,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 2  # newest ones kept, besides the best
     config.best_metric = "accuracy"  # which evaluation is the best: of the highest accuracy | of the lowest ce
     config.nonfinite_limit = 10  # steps in a row with a loss or gradient that is not finite (skipped) that end the run
+    config.steps_per_call = 1  # of a set on the device; more where dispatching takes longer than a step, never on CPUs
     config.watchdog_s = 1800.0  # seconds without a finished step after which the process ends itself; 0 = never
 
     return config

@@ -175,7 +175,7 @@ def _fill(
                     _check_finite(rows[-1]["logits"], config, source, block.epoch * per_epoch + block.first + len(rows))
                     done += 1
                     faults.at("step", done)
-                    progress.advance()
+                    progress.advance(1)
                     stopping = stop()
                 if jax.process_index() == 0 and len(rows) == block.last - block.first:
                     writer.write(block, _parts(rows, writer.about))

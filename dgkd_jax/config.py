@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
     "data.manual_dir": _TEXT,
     "data.download": _SWITCH,
     "data.image_size": _NOT_NEGATIVE,
-    "data.augment": _one_of("none", "pad_crop", "pad_crop_flip", "random_resized_crop"),
+    "data.augment": _one_of("none", "pad_crop", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast"),
     "data.eval_resize": _NOT_NEGATIVE,
     "data.eval_interpolation": _one_of("bilinear", "bicubic"),
     "data.mean": _CHANNELS,
@@ -92,6 +92,7 @@ RULES: dict[str, Rule] = {
     "data.train_examples": _NOT_NEGATIVE,
     "data.label_noise": _number(0, 1, open_high=True),
     "data.max_bad_images": _NOT_NEGATIVE,
+    "data.on_device_mib": _NOT_NEGATIVE,
     "data.mock": _SWITCH,
     "data.mock_train_examples": _COUNT,
     "data.mock_eval_examples": _COUNT,
@@ -146,6 +147,7 @@ RULES: dict[str, Rule] = {
     "keep_checkpoints": _COUNT,
     "best_metric": _one_of("accuracy", "ce"),
     "nonfinite_limit": _COUNT,
+    "steps_per_call": _COUNT,
     "watchdog_s": _NOT_NEGATIVE,
 }
 
@@ -160,6 +162,7 @@ _NEUTRAL = {
     "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
     "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s",
     "mesh.fsdp", "data.dir", "data.manual_dir", "data.download", "data.max_bad_images",
+    "data.on_device_mib", "steps_per_call",
     "teacher.weights", "teacher.workdir", "teacher.cache", "teacher.epochs", "teacher.learning_rate", "teacher.seed",
 }  # fmt: skip
 

@@ -35,3 +35,10 @@ def at(place: str, number: int | None = None) -> None:
             time.sleep(3600)
         os.kill(os.getpid(), _SIGNALS[action])
         time.sleep(2.0)  # the signal's thread takes it before the program goes on, also on a busy machine
+
+
+def planned(place: str) -> list[int]:
+    """The numbers of this place at which a fault is due."""
+    faults = os.environ.get("DGKD_FAULT")
+    due = [fault.split("@")[1].split(":") for fault in faults.split(",")] if faults else []
+    return [int(number) for where, number in due if where == place]

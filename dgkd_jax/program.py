@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from dgkd_jax import models, sharding, state, steps
-from dgkd_jax.data import Source
+from dgkd_jax.data import Source, resident
 from dgkd_jax.errors import BadInput
 from dgkd_jax.evaluate import Evaluator
 
@@ -62,6 +62,7 @@ class Program(NamedTuple):
 
     Attributes:
         train_step: of state, the teacher's variables and a batch; to be compiled for a mesh.
+        resident_steps: `resident_steps` below, as a function of its five arguments; likewise.
         finite_rows: of the same: which rows of the batch are sound.
         teacher: None where the method needs none.
         evaluator: of the student, on its evaluation split.
@@ -69,6 +70,7 @@ class Program(NamedTuple):
     """
 
     train_step: jax.stages.Wrapped
+    resident_steps: jax.stages.Wrapped
     finite_rows: Callable[..., dict[str, jax.Array]]
     teacher: Teacher | None
     evaluator: Evaluator
@@ -128,10 +130,17 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         ema_decay=config.optimizer.ema_decay,
         skip_limit=config.nonfinite_limit,
     )
+    many_steps = functools.partial(
+        resident_steps,
+        train_step=train_step,
+        steps_per_epoch=steps_per_epoch,
+        steps_per_call=config.steps_per_call,
+        batch_sharding=sharding.batch_sharding(mesh),
+    )
+    compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, current)}
     program = Program(
-        train_step=jax.jit(
-            train_step, donate_argnums=0, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, current)
-        ),
+        train_step=jax.jit(train_step, **compiled),
+        resident_steps=jax.jit(many_steps, **compiled),
         finite_rows=jax.jit(functools.partial(steps.finite_rows, **networks), out_shardings=sharding.replicated(mesh)),
         teacher=teacher,
         evaluator=Evaluator(
@@ -147,6 +156,43 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         total_steps=total_steps,
     )
     return program, current
+
+
+def resident_steps(
+    current: state.TrainState,
+    teacher_variables: Any,
+    examples: dict[str, jax.Array],
+    epoch: dict[str, jax.Array],
+    count: jax.Array,
+    *,
+    train_step: Callable[..., state.TrainState],
+    steps_per_epoch: int,
+    steps_per_call: int,
+    batch_sharding: NamedSharding,
+) -> state.TrainState:
+    """The next `count` steps on a training set that lies on the device.
+
+    One program serves any `count`: its loop has no fixed length. Where a call is one step there is no loop, since XLA's
+    CPU backend computes convolutions 3 to 20 times slower within one (docs/performance.md).
+
+    Args:
+        current: donated by the caller's `jit`; its next step says where in the epoch to begin.
+        teacher_variables: as `steps.train_step`.
+        examples: as `resident.batch`.
+        epoch: arrays `[steps_per_epoch, batch, ...]`, the rows of `resident.batch` for each step of this epoch.
+        count: int32 scalar, 1 … steps_per_call; no more than are left of the epoch.
+        train_step: of state, the teacher's variables and a batch.
+        steps_per_epoch: in all.
+        steps_per_call: 1: `count` is not read.
+        batch_sharding: of each batch.
+    """
+
+    def one(_, current):
+        step = current.step % steps_per_epoch
+        rows = {name: jax.lax.dynamic_index_in_dim(array, step, keepdims=False) for name, array in epoch.items()}
+        return train_step(current, teacher_variables, resident.batch(examples, rows, sharding=batch_sharding))
+
+    return one(0, current) if steps_per_call == 1 else jax.lax.fori_loop(0, count, one, current)
 
 
 def initial_state(config: ConfigDict, variables: Any, optimizer: optax.GradientTransformation) -> state.TrainState:

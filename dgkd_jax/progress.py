@@ -44,12 +44,12 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def advance(self) -> None:
-        """One more step was dispatched."""
+    def advance(self, steps: int) -> None:
+        """So many more steps were dispatched."""
         if self._compiling:  # the first call returns when the step is compiled: that time says nothing of the rate
             self._compiling = False
-            self._last_step, self._last_time = self._last_step + 1, time.monotonic()
-        self._bar.update()
+            self._last_step, self._last_time = self._last_step + steps, time.monotonic()
+        self._bar.update(steps)
 
     def metrics(self, step: int, text: str) -> None:
         """Metrics were fetched: beside the live line, or now and then in the log."""

@@ -71,3 +71,14 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch, `[batch / processes, ...]` each -> global arrays `[batch, ...]` on the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def steps_to_global(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of many batches, `[steps, batch / processes, ...]` -> global arrays `[steps, batch, ...]`."""
+    sharding = NamedSharding(mesh, P(None, ("data", "fsdp")))
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in rows.items()}
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, the same on every process, whole on every device; that they are the same is not looked at."""
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(replicated(mesh), array), tree)

@@ -9,13 +9,15 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from dgkd_jax import config as config_rules
 from dgkd_jax import logit_files, steps
-from dgkd_jax.data import Source, order
+from dgkd_jax.data import Source, order, resident
 from dgkd_jax.errors import BadInput
 from dgkd_jax.logit_files import About, Block
 
@@ -131,14 +133,15 @@ class Cache:
             skipped = max(step - block.first, 0) if block.epoch == epoch else 0
             yield from zip(logits[skipped:], checks[skipped:], strict=True)
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """All of an epoch, counted from 0: float16 `[steps, B, C]`.
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """All of an epoch, counted from 0: logits float16 `[steps, B, C]`, checks uint32 `[steps, B]`.
 
         Raises:
             BadInput: as `batches`.
         """
         blocks = [block for block in self.about.blocks(epoch + 1) if block.epoch == epoch]
-        return np.concatenate([self._received(block, self._request(block))[0] for block in blocks])
+        logits, checks = zip(*(self._received(block, self._request(block)) for block in blocks), strict=True)
+        return np.concatenate(logits), np.concatenate(checks)
 
     def _request(self, block: Block) -> logit_files.Requested:
         return logit_files.requested(self._stores, block)
@@ -161,11 +164,13 @@ class WithTeacher:
     """A `Source` whose training batches bring the teacher's logits: "teacher_logits", float16 `[B/P, classes]`.
 
     They end with the last step that the cache holds. One row of each batch, another one in each step, is compared with
-    what the teacher saw: data that changed since are an error and not a wrong answer.
+    what the teacher saw (one row of each epoch, where the images lie on the device): data that changed since are an
+    error and not a wrong answer.
     """
 
     def __init__(self, source: Source, cache: Cache):
         self._source, self.cache = source, cache
+        self._examples: dict[str, np.ndarray] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -190,10 +195,43 @@ class WithTeacher:
         both = zip(batches, self.cache.batches(start_step), strict=False)  # the former never end
         for step, (batch, (logits, checks)) in enumerate(both, start_step):
             row = step % len(mine)
-            if row_checks(batch, [row])[0] != checks[rows][row]:
-                raise BadInput(
-                    f"config.teacher.cache={self.cache.folder}: row {rows.start + row} of step {step + 1} is not the "
-                    "image that the teacher saw: the data set or TensorFlow's augmentation changed since. Make the "
-                    "cache again with python -m dgkd_jax.cache_teacher, or train without config.teacher.cache."
-                )
+            self._check(batch, row, checks[rows][row], name=f"row {rows.start + row} of step {step + 1}")
             yield batch | {"teacher_logits": logits[rows]}
+
+    def train_set(self) -> dict[str, np.ndarray] | None:
+        """As `Source.train_set`."""
+        self._examples = self._source.train_set()
+        return self._examples
+
+    def epoch_rows(
+        self, *, seed: int, batch_size: int, epoch: int, process_index: int = 0, process_count: int = 1
+    ) -> dict[str, np.ndarray]:
+        """As `Source.epoch_rows`, after `train_set`; and "teacher_logits", float16 `[steps, B/P, classes]`.
+
+        Raises:
+            BadInput: as `train_batches`.
+        """
+        described = self._source.epoch_rows(
+            seed=seed, batch_size=batch_size, epoch=epoch, process_index=process_index, process_count=process_count
+        )
+        logits, checks = self.cache.epoch(epoch)
+        mine = order.rows_of_process(batch_size, process_index, process_count)
+        step, row = epoch % len(checks), epoch % len(mine)
+        its_rows = {name: values[step, row : row + 1] for name, values in described.items()}
+        (place,) = its_rows["index"]
+        its_example = {name: jnp.asarray(values[place : place + 1]) for name, values in self._examples.items()}
+        self._check(
+            jax.device_get(resident.batch(its_example, its_rows | {"index": np.zeros(1, np.int32)})),
+            0,
+            checks[step, mine.start + row],
+            name=f"row {mine.start + row} of step {step + 1} of epoch {epoch + 1}",
+        )
+        return described | {"teacher_logits": logits[:, mine.start : mine.stop]}
+
+    def _check(self, batch: dict[str, np.ndarray], row: int, check: np.uint32, *, name: str) -> None:
+        if row_checks(batch, [row])[0] != check:
+            raise BadInput(
+                f"config.teacher.cache={self.cache.folder}: {name} is not the image that the teacher saw: the data set "
+                "or TensorFlow's augmentation changed since. Make the cache again with python -m "
+                "dgkd_jax.cache_teacher, or train without config.teacher.cache."
+            )

@@ -1,6 +1,5 @@
 """The training loop: one network on one data set, with or without a teacher, from wherever it was left."""
 
-import collections
 import functools
 import itertools
 import math
@@ -14,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, compiled_step, faults, metrics, ownership, sharding, state, steps, writer
+from dgkd_jax import checkpoint, compiled_step, faults, feed, metrics, ownership, sharding, state, steps, writer
 from dgkd_jax import config as config_rules
 from dgkd_jax import program as program_lib
 from dgkd_jax.data import Source
@@ -25,9 +24,6 @@ from dgkd_jax.goodput import Goodput, summary
 from dgkd_jax.program import Program, Teacher
 from dgkd_jax.progress import Progress
 from dgkd_jax.watchdog import Watchdog
-
-# Batches on their way to the device while one is computed.
-_AHEAD = 2
 
 
 class History(NamedTuple):
@@ -77,8 +73,8 @@ def fit(
         source: the data set.
         mesh: all devices.
         teacher: None for method `ce` only.
-        stop: asked after every step and every batch of an evaluation, on all processes alike; once true, the run saves
-            and ends.
+        stop: asked after every call of the compiled steps and every batch of an evaluation, on all processes alike;
+            once true, the run saves and ends.
 
     Raises:
         BadInput: `workdir` belongs to a run with another configuration or teacher, or is in use by another job; the
@@ -175,17 +171,10 @@ def _loop(
     # A run that was stopped before or in the evaluation of its last step begins with that evaluation.
     first = start if record and record["evaluation_due"] else start + 1
     evaluate_every = max(round(config.eval_every * program.steps_per_epoch), 1)
-    batches = _on_device(
-        source.train_batches(
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        mesh,
-        limit=total - start,
-    )
+    with goodput.measure("data"):
+        fed = feed.of(config, program, source=source, mesh=mesh, start=start)
+    every = [config.log_every, evaluate_every, program.steps_per_epoch, config.checkpoint_every or total]
+    calls = _calls(start, total, every=every, also=faults.planned("step"), most=fed.steps_per_call)
     # On CPUs, steps of several processes that are in flight together can wait for each other for ever.
     wait = jax.process_count() > 1 and jax.default_backend() == "cpu"
     progress_line = Progress(
@@ -197,34 +186,39 @@ def _loop(
     )
     epoch_log = EpochLog(workdir, epoch=(first - 1) // program.steps_per_epoch)
     teacher_variables = program.teacher and program.teacher.variables
-    train_step, cost, loss = None, {}, "loss not fetched yet"
+    compiled, cost, loss = None, {}, "loss not fetched yet"
     with (
+        fed,
         writer.MetricWriter(workdir, step=start, evaluation_due=first == start) as out,
         progress_line as progress,
         Watchdog(config.watchdog_s) as watchdog,
     ):
         began, seconds_before = time.monotonic(), history.seconds
         logged_step, logged_time = start, began
-        for step in range(first, total + 1):
+        if fed.note:
+            progress.note(fed.note)
+        done = start
+        for step in calls if first > start else itertools.chain([start], calls):
             last = step == total
             if step > start:
                 with goodput.measure("data"):
-                    batch = next(batches)
-                if train_step is None:
+                    arguments = fed.arguments(done, step - done)
+                if compiled is None:
                     faults.at("compile")
                     with goodput.measure("compile"):
-                        train_step = program.train_step.lower(current, teacher_variables, batch).compile()
-                    cost = compiled_step.cost(train_step)
-                    out.write(step - 1, "goodput", goodput.seconds() | cost)
+                        compiled = fed.program.lower(current, teacher_variables, *arguments).compile()
+                    cost = compiled_step.cost(compiled)
+                    out.write(done, "goodput", goodput.seconds() | cost)
                     progress.note(f"ready for the first step: {summary(goodput.seconds())}")
                     progress.note(f"one step, on each device: {compiled_step.summary(cost)}")
-                with jax.transfer_guard("disallow"):  # nothing but the batch goes to the device, and that beforehand
-                    current = train_step(current, teacher_variables, batch)
+                with jax.transfer_guard("disallow"):  # what the device needs went there beforehand
+                    current = compiled(current, teacher_variables, *arguments)
                 if wait:
                     jax.block_until_ready(current)
                 faults.at("step", step)
-                progress.advance()
+                progress.advance(step - done)
                 watchdog.beat()
+                done = step
             stopping = stop()
 
             if step > start and (step % config.log_every == 0 or last or stopping):
@@ -317,14 +311,12 @@ def _eval_batches(config: ConfigDict, source: Source, mesh: Mesh) -> Iterator[di
     )
 
 
-def _on_device(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, *, limit: int) -> Iterator[dict[str, jax.Array]]:
-    """The first `limit` batches as global arrays, the next ones already on their way."""
-    queue: collections.deque[dict[str, jax.Array]] = collections.deque()
-    for batch in itertools.islice(batches, limit):
-        queue.append(sharding.to_global(batch, mesh))
-        if len(queue) > _AHEAD:
-            yield queue.popleft()
-    yield from queue
+def _calls(done: int, total: int, *, every: Iterable[int], also: Iterable[int], most: int) -> Iterator[int]:
+    """The steps at which calls end: at multiples of `every`, at `also`, at `total`, and `most` steps after the last."""
+    while done < total:
+        due = [done - done % period + period for period in every] + [step for step in also if step > done]
+        done = min(total, done + most, *due)
+        yield done
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:

@@ -112,7 +112,7 @@ def test_cached_logits_are_the_teachers_of_the_same_batches_to_float16(tmp_path,
         np.testing.assert_array_equal(batch["label"], expected["label"])
     for epoch in (0, 1):
         assert (
-            cache.epoch(epoch).tobytes()
+            cache.epoch(epoch)[0].tobytes()
             == np.stack([batch["teacher_logits"] for batch in found[epoch * EPOCH : (epoch + 1) * EPOCH]]).tobytes()
         )
 
@@ -121,7 +121,7 @@ def test_cached_logits_are_the_teachers_of_the_same_batches_to_float16(tmp_path,
 def test_batches_begin_at_any_step(tmp_path, start):
     make(tmp_path / "c")
     cache, source, _ = open_cache(tmp_path / "c")
-    whole = np.concatenate([cache.epoch(0), cache.epoch(1)])
+    whole = np.concatenate([cache.epoch(0)[0], cache.epoch(1)[0]])
     arguments = {"seed": 0, "batch_size": BATCH, "start_step": start}
     found = [batch["teacher_logits"] for batch in teacher_cache.WithTeacher(source, cache).train_batches(**arguments)]
     np.testing.assert_array_equal(np.array(found).reshape(-1, BATCH, CLASSES), whole[start:])
@@ -137,7 +137,7 @@ def test_each_process_gets_its_rows(tmp_path):
     ]
     for step, parts in enumerate(zip(*shares, strict=True), 2):
         rows = np.concatenate([part["teacher_logits"] for part in parts])
-        np.testing.assert_array_equal(rows, cache.epoch(step // EPOCH)[step % EPOCH])
+        np.testing.assert_array_equal(rows, cache.epoch(step // EPOCH)[0][step % EPOCH])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_the_loss_from_the_cache_differs_by_what_rounding_the_teacher_makes(tmp_
     cache, source, teacher = open_cache(tmp_path / "c", config)
     built, first = program.build(config, source, sharding.make_mesh(), teacher)
     (batch, *_), (v, *_) = live_logits(config, count=1)
-    brought = batch | {"teacher_logits": cache.epoch(0)[0]}
+    brought = batch | {"teacher_logits": cache.epoch(0)[0][0]}
     # Copies, since the step's own is donated.
     live, cached = (
         float(built.train_step(jax.tree.map(jnp.copy, first), teacher.variables, each).totals["kd"][0])

@@ -46,8 +46,9 @@ ALLOWED = {
     "logit_files": {"errors", "top_classes"},
     "teacher_cache": {"config", "data", "errors", "logit_files", "steps"},
     "program": {"data", "errors", "evaluate", "models", "sharding", "state", "steps"},
+    "feed": {"data", "program", "sharding"},
     "train": {
-        "checkpoint", "compiled_step", "config", "data", "epoch_log", "errors", "evaluate", "faults", "goodput",
+        "checkpoint", "compiled_step", "config", "data", "epoch_log", "errors", "evaluate", "faults", "feed", "goodput",
         "metrics", "ownership", "program", "progress", "sharding", "state", "steps", "watchdog", "writer",
     },
     "job": {

@@ -21,7 +21,7 @@ def start(**changes):
 def test_a_log_gets_plain_lines_with_epoch_rate_and_time_left(clock, capsys):
     with start() as shown:
         clock[0] += 60  # compiling the first step
-        shown.advance()
+        shown.advance(1)
         clock[0] += 4.5
         shown.line(10, "loss 1.0000")
         clock[0] += 2
@@ -37,7 +37,7 @@ def test_a_log_gets_plain_lines_with_epoch_rate_and_time_left(clock, capsys):
 
 def test_between_evaluations_a_log_gets_a_line_at_most_every_half_minute(clock, capsys):
     with start() as shown:
-        shown.advance()
+        shown.advance(1)
         for step in range(1, 8):
             clock[0] += 10
             shown.metrics(step, f"step {step}")
@@ -49,7 +49,7 @@ def test_a_terminal_gets_a_live_line_with_the_rate(monkeypatch, capsys):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     with start() as shown:
         for _ in range(100):
-            shown.advance()
+            shown.advance(1)
         shown.metrics(100, "loss 0.1000")
     live = capsys.readouterr().err
     assert "\r" in live

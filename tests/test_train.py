@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import mnist5k
-from dgkd_jax import checkpoint, goodput, models, ownership, program, sharding, steps, train
+from dgkd_jax import checkpoint, feed, goodput, models, ownership, program, sharding, steps, train
 from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted
@@ -227,7 +227,7 @@ def test_evaluations_diagnose_unless_told_not_to(tmp_path, uninterrupted):
 
 
 def test_a_step_that_copies_from_the_host_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_on_device", lambda batches, mesh, limit: batches)
+    monkeypatch.setattr(feed, "on_device", lambda batches, mesh: iter(batches))
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         fit(tiny(), tmp_path)
 

@@ -13,8 +13,9 @@ from dgkd_jax.data import datasets
 from dgkd_jax.data.mock import MockSource
 from dgkd_jax.errors import BadInput
 
-AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop")
+AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast")
 INTERPOLATIONS = ("bilinear", "bicubic")
+_MIB = 2**20
 _MEMORY_LIMIT = 2**30  # bytes of encoded training images that may stay in memory
 
 
@@ -30,6 +31,8 @@ class Source(Protocol):
         num_train: examples in the training split.
         num_eval: examples in the evaluation split.
         eval_split: its name: "test" or "validation".
+        on_device: whether training may take its images from the device's memory, which `train_set` and `epoch_rows` are
+            for; `train_batches` gives the same batches.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Source(Protocol):
     num_train: int
     num_eval: int
     eval_split: str
+    on_device: bool
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in an epoch.
@@ -65,6 +69,31 @@ class Source(Protocol):
         Raises:
             BadInput: the batch cannot be divided over the processes or readers, or is larger than the split;
                 while iterating: a file is missing or damaged, more images than allowed cannot be decoded.
+        """
+
+    def train_set(self) -> dict[str, np.ndarray] | None:
+        """All training images as they are before augmentation; only where `on_device`.
+
+        Returns:
+            "image", uint8 [examples, height, width, channels], and "label", int32 [examples], the same on every
+            process; None where an image cannot be decoded, so that training has to be by `train_batches`.
+        """
+
+    def epoch_rows(
+        self, *, seed: int, batch_size: int, epoch: int, process_index: int = 0, process_count: int = 1
+    ) -> dict[str, np.ndarray]:
+        """What the rows of an epoch's batches are, as `resident.batch` takes it; only where `on_device`.
+
+        Args:
+            seed, batch_size, process_index, process_count: as for `train_batches`.
+            epoch: counted from 0.
+
+        Returns:
+            "index", int32 [steps, B/P], places in `train_set`; with augmentation "window", int32 [steps, B/P, 3]; any
+            other array [steps, B/P, ...] becomes part of the batches under its name.
+
+        Raises:
+            BadInput: as for `train_batches`.
         """
 
     def train_ids(self, *, seed: int, batch_size: int, step: int) -> list[str]:
@@ -148,10 +177,14 @@ def open_source(data: Any) -> Source:
         )
     from dgkd_jax.data.pipeline import TfdsSource
 
+    num_train = _train_examples(data, splits["train"].num_examples)
+    # Crops that are resized stay the host's work, and a set with a shuffle buffer is one that does not fit in memory.
+    can_be_on_device = not data.augment.startswith("random_resized_crop") and data.shuffle_buffer == 0
+    decoded_bytes = num_train * math.prod(shared["image_shape"])
     return TfdsSource(
         **shared,
         num_classes=builder.info.features["label"].num_classes,
-        num_train=_train_examples(data, splits["train"].num_examples),
+        num_train=num_train,
         num_eval=splits[eval_split].num_examples,
         eval_split=eval_split,
         builder=builder,
@@ -162,6 +195,7 @@ def open_source(data: Any) -> Source:
         readers=data.readers,
         max_bad_images=data.max_bad_images,
         label_noise=data.label_noise,
+        on_device=can_be_on_device and decoded_bytes <= data.on_device_mib * _MIB,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class MockSource:
     num_train: int
     num_eval: int
     eval_split: str
+    on_device: ClassVar[bool] = False  # its images are made anew for each batch
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return order.steps_per_epoch(self.num_train, batch_size)

@@ -24,13 +24,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dgkd_jax.data import augment, order
+from dgkd_jax.data import augment, order, resident, stateless
 from dgkd_jax.errors import BadInput
 
 # Records in flight. On images of a few hundred bytes AUTOTUNE costs twice the time of a fixed large number, on
 # large images as much; the threads that work on them are as many as there are cores.
 _PARALLEL = max(64, os.cpu_count() or 1)
 _BATCHES_AHEAD = 4
+_DECODED_AT_ONCE = 256  # images of a set that goes to the device
 _EPOCH_STRIDE = 2**32  # an example's place in the whole run is epoch · stride + position in the epoch
 
 
@@ -47,6 +48,7 @@ class TfdsSource:
         readers: pieces in which the training split is read.
         max_bad_images: training images that may be impossible to decode before that is an error.
         label_noise: part of the training labels that are replaced; which, and by what, depends on the example alone.
+        on_device: whether `train_set` and `epoch_rows` may be called.
     """
 
     name: str
@@ -65,6 +67,7 @@ class TfdsSource:
     readers: int
     max_bad_images: int = 0
     label_noise: float = 0.0
+    on_device: bool = False
     _bad: set[str] = dataclasses.field(default_factory=set, repr=False)  # ids of those found so far
     _held: dict = dataclasses.field(default_factory=dict, repr=False)  # records in memory, by (split, start, stop)
 
@@ -117,6 +120,44 @@ class TfdsSource:
     def train_ids(self, *, seed: int, batch_size: int, step: int) -> list[str]:
         examples, lookup = self._epochs(seed=seed, batch_size=batch_size, start_step=step, readers=range(self.readers))
         return [lookup(element)["tfds_id"].numpy().decode() for _, element in examples.take(batch_size)]
+
+    def train_set(self) -> dict[str, np.ndarray] | None:
+        elements, lookup = self._in_order("train", 0, self.num_train)
+
+        def load(element):
+            record = lookup(element)
+            return self._example(self._with_label_noise(record), self._eval_image(record["image"]))
+
+        images = np.empty((self.num_train, *self.image_shape), np.uint8)
+        labels = np.empty(self.num_train, np.int32)
+        done = 0
+        try:
+            for batch in _batched(elements, load, _DECODED_AT_ONCE):
+                rows = slice(done, done := done + len(batch["label"]))
+                images[rows], labels[rows] = batch["image"], batch["label"]
+        except tf.errors.InvalidArgumentError:
+            return None  # `train_batches` says why, and may have a replacement for it
+        return {"image": images, "label": labels}
+
+    def epoch_rows(
+        self, *, seed: int, batch_size: int, epoch: int, process_index: int = 0, process_count: int = 1
+    ) -> dict[str, np.ndarray]:
+        order.readers_of_process(self.readers, batch_size, process_index, process_count)
+        mine = order.rows_of_process(batch_size, process_index, process_count)
+        steps, share = self.steps_per_epoch(batch_size), batch_size // self.readers
+        index = np.empty((steps, self.readers, share), np.int32)
+        for reader in range(self.readers):
+            start, stop = order.piece(self.num_train, reader, self.readers)
+            shuffled = _shuffled(stop - start, _order_key(seed, epoch, reader)).numpy()
+            index[:, reader] = start + shuffled[: steps * share].reshape(steps, share)
+        rows = {"index": index.reshape(steps, batch_size)[:, mine.start : mine.stop]}
+        if self.augment != "none":
+            places = epoch * _EPOCH_STRIDE + np.arange(steps)[:, None] * batch_size + np.arange(mine.start, mine.stop)
+            uniforms = stateless.uniforms(seed, places)
+            rows["window"] = resident.windows(
+                uniforms, size=self.image_shape[0], mirror=self.augment == "pad_crop_flip"
+            )
+        return rows
 
     def _without_bad_images(
         self, examples: tf.data.Dataset, load: Callable, lookup: Callable, error: Exception
@@ -181,11 +222,9 @@ class TfdsSource:
 
         def elements_of(reader, epoch):
             start, stop = pieces[reader]
-            # Augmentation's seeds begin with `seed`, which is not negative: these never meet them.
-            key = tf.stack([_int64(-1 - seed), epoch * _EPOCH_STRIDE + reader])
+            key = _order_key(seed, epoch, reader)
             if held is not None:
-                indices = tf.range(start - first, stop - first)
-                return tf.data.Dataset.from_tensor_slices(tf.random.experimental.stateless_shuffle(indices, key))
+                return tf.data.Dataset.from_tensor_slices(start - first + _shuffled(stop - start, key))
             file_seed, record_seed = tf.unstack(tf.random.stateless_uniform([2], key, 0, 2**62, tf.int64))
             files_at_once = max(4, 16 // self.readers)  # TFDS's 16 for each of many readers would be hundreds
             records = self._read("train", start, stop, shuffle_seed=file_seed, files_at_once=files_at_once)
@@ -257,9 +296,10 @@ class TfdsSource:
 
     def _train_image(self, encoded: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         size, _, channels = self.image_shape
-        if self.augment == "random_resized_crop":
+        if self.augment.startswith("random_resized_crop"):
             uniforms = tf.random.stateless_uniform([augment.RANDOM_RESIZED_CROP_UNIFORMS], key)
-            return augment.random_resized_crop(encoded, uniforms, size=size, channels=channels)
+            fast = self.augment == "random_resized_crop_fast"
+            return augment.random_resized_crop(encoded, uniforms, size=size, channels=channels, fast=fast)
         image = self._eval_image(encoded)
         if self.augment == "none":
             return image
@@ -346,6 +386,16 @@ def _reason(error: tf.errors.OpError) -> str:
 
 def _int64(value: int) -> tf.Tensor:
     return tf.constant(value, tf.int64)
+
+
+def _order_key(seed: int, epoch: tf.Tensor | int, reader: int) -> tf.Tensor:
+    """Of the order in which a reader gives its piece in an epoch."""
+    # Augmentation's seeds begin with `seed`, which is not negative: these never meet them.
+    return tf.stack([_int64(-1 - seed), tf.cast(epoch * _EPOCH_STRIDE + reader, tf.int64)])
+
+
+def _shuffled(count: int, key: tf.Tensor) -> tf.Tensor:
+    return tf.random.experimental.stateless_shuffle(tf.range(count), key)
 
 
 def _lookup_in(records: dict[str, tf.Tensor] | None) -> Callable:

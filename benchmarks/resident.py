@@ -1,0 +1,119 @@
+"""A training set in the device's memory beside the same batches from the host: images a second of the whole step.
+
+    python -m benchmarks.resident [--pair=small_cnn_w24,small_cnn_w8] [--data=mnist5k] [--batch=128] [--steps=31]
+                                  [--calls=1,8,32] [--rounds=3] [--output=FILE.json]
+
+DKD of the student from the teacher (random weights of both), with the augmentation of the set's recipe: "streamed" is
+`data.train_batches` with the next batches on their way to the device, "resident" the set on the device with so many
+steps in a call of the program, as `dgkd_jax.train` has them. Both are compiled before; each turn runs `steps` steps of
+each, in turn. Seconds of the processor are of all threads: what the host does for the batches is in them.
+`--data=generated` is 5,000 random images of CIFAR's size and format (PNG).
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from benchmarks import report
+from configs import cifar100, mnist5k
+from dgkd_jax import data as data_lib
+from dgkd_jax import feed, models, program, sharding
+
+GENERATED, CLASSES = 5000, 100
+
+
+def main() -> None:
+    parser = report.parser(__doc__)
+    parser.add_argument("--pair", default="small_cnn_w24,small_cnn_w8", help="teacher,student")
+    parser.add_argument("--data", default="mnist5k", choices=("mnist5k", "generated"))
+    parser.add_argument("--batch", type=int, default=128, help="images in a batch")
+    parser.add_argument("--steps", type=int, default=31, help="in each turn of each")
+    parser.add_argument("--calls", default="1,8,32", help="steps in a call, of each resident form")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    arguments = parser.parse_args()
+    report.check_output(arguments.output)
+    with tempfile.TemporaryDirectory() as folder:
+        config = _config(arguments, Path(folder))
+        forms = {"streamed": _form(config, steps=arguments.steps, on_device_mib=0, steps_per_call=1)}
+        for most in arguments.calls.split(","):
+            forms[f"resident, {most} in a call"] = _form(
+                config, steps=arguments.steps, on_device_mib=2048, steps_per_call=int(most)
+            )
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
+        for form in forms.values():
+            next(form)  # compiles, and fills what is read ahead
+        for _ in range(arguments.rounds):
+            for name, form in forms.items():
+                began, before = time.monotonic(), _processor_seconds()
+                next(form)
+                found[name].append((time.monotonic() - began, _processor_seconds() - before))
+    images, rows = arguments.steps * arguments.batch, []
+    print(f"{'':24s}{'images/s':>10s}{'images/s of processor':>24s}{'x streamed (processor)':>25s}")
+    first = [processor for _, processor in found["streamed"]]
+    for name, times in found.items():
+        wall, processor = (statistics.median(values) for values in zip(*times, strict=True))
+        ratios = sorted(a / b for a, (_, b) in zip(first, times, strict=True))
+        rows.append({"form": name, "wall_s": wall, "processor_s": processor, "ratios": ratios, "images": images})
+        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})"
+        print(f"{name:24s}{images / wall:10,.0f}{images / processor:24,.0f}{spread:>25s}")
+    report.finish({"environment": report.environment(), "rows": rows}, output=arguments.output)
+
+
+def _form(config: ConfigDict, *, steps: int, on_device_mib: int, steps_per_call: int) -> Iterator[None]:
+    """Runs `steps` steps each time that it is asked for the next."""
+    config = config.copy_and_resolve_references()
+    config.steps_per_call, config.data.on_device_mib = steps_per_call, on_device_mib
+    source, mesh = data_lib.open_source(config.data), sharding.make_mesh()
+    network = models.create(config.teacher.model, num_classes=source.num_classes)
+    variables = sharding.place(models.initialise(network, source.image_shape, 1), mesh)
+    teacher = program.Teacher(network.apply, variables, "")
+    built, current = program.build(config, source, mesh, teacher)
+    compiled, done = None, 0
+    with feed.of(config, built, source=source, mesh=mesh, start=0) as fed:
+        while True:
+            end = done + steps
+            while done < end:
+                left = built.steps_per_epoch - done % built.steps_per_epoch
+                count = min(fed.steps_per_call, end - done, left)
+                given = fed.arguments(done, count)
+                if compiled is None:
+                    compiled = fed.program.lower(current, variables, *given).compile()
+                current = compiled(current, variables, *given)
+                done += count
+            jax.block_until_ready(current)
+            yield
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _config(arguments: argparse.Namespace, folder: Path) -> ConfigDict:
+    config = (mnist5k if arguments.data == "mnist5k" else cifar100).get_config()
+    config.method, config.batch_size = "dkd", arguments.batch
+    config.teacher.model, config.student.model = arguments.pair.split(",")
+    if arguments.data == "generated":
+        random = np.random.default_rng(0)
+        for split, count in (("train", GENERATED), ("test", CLASSES)):
+            for index in range(count):
+                path = folder / "images" / split / f"{index % CLASSES:03d}" / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+        os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")  # read when TFDS is imported, in open_source
+        config.data.name, config.data.manual_dir = "image_folder", str(folder / "images")
+    return config
+
+
+if __name__ == "__main__":
+    report.run(main)

@@ -1,0 +1,289 @@
+"""Training from the device's memory is training on the host's batches, in any number of steps per call."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import scaling
+from configs import mnist5k
+from dgkd_jax import checkpoint, faults, feed, models, program, sharding, steps, train
+from dgkd_jax import config as rules
+from dgkd_jax import data as data_lib
+from dgkd_jax.data import resident
+from dgkd_jax.errors import NumericFailure, Preempted
+
+EPOCH, BATCH, EXAMPLES, SIZE = 4, 16, 70, 16
+
+
+def tiny(**changes):
+    """Three epochs of four steps, everything that carries state."""
+    config = mnist5k.get_config()
+    config.update_from_flattened_dict(
+        {
+            "method": "dkd",
+            "student.model": "small_cnn_w8",
+            "teacher.model": "small_cnn_w8",
+            "data.mock": True,
+            "data.image_size": SIZE,
+            "data.mock_train_examples": EXAMPLES,
+            "data.mock_eval_examples": 21,
+            "batch_size": BATCH,
+            "eval_batch_size": 24,
+            "epochs": 3,
+            "log_every": 3,
+            "eval_every": 2.0,
+            "optimizer.ema_decay": 0.9,
+            "checkpoint_every": 5,
+            "keep_checkpoints": 9,
+        }
+        | changes
+    )
+    rules.validate(config)
+    return config
+
+
+class InMemory:
+    """A fixed set of generated images, streamed with numpy's own padding and cutting, or given whole."""
+
+    def __init__(self, config, *, on_device):
+        self._source, self.on_device = data_lib.open_source(config.data), on_device
+        self._set = next(self._source.train_batches(seed=99, batch_size=EXAMPLES, start_step=0))
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def train_set(self):
+        return self._set
+
+    def epoch_rows(self, *, seed, batch_size, epoch, process_index=0, process_count=1):
+        assert (process_index, process_count) == (0, 1)
+        random = np.random.default_rng((seed, epoch))
+        index = random.permutation(EXAMPLES)[: EPOCH * batch_size].astype(np.int32).reshape(EPOCH, batch_size)
+        return {"index": index, "window": random.integers(0, (5, 5, 2), (EPOCH, batch_size, 3), np.int32)}
+
+    def train_batches(self, *, seed, batch_size, start_step, **_):
+        for step in range(start_step, 3 * EPOCH + 1):
+            rows = self.epoch_rows(seed=seed, batch_size=batch_size, epoch=step // EPOCH)
+            images = []
+            for index, (top, left, mirrored) in zip(
+                rows["index"][step % EPOCH], rows["window"][step % EPOCH], strict=True
+            ):
+                padded = np.zeros((SIZE + 4, SIZE + 4, 1), np.uint8)
+                padded[2:-2, 2:-2] = self._set["image"][index]
+                image = padded[top : top + SIZE, left : left + SIZE]
+                images.append(image[:, ::-1] if mirrored else image)
+            yield {"image": np.stack(images), "label": self._set["label"][rows["index"][step % EPOCH]]}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+
+
+def parts(config, mesh, *, on_device):
+    source = InMemory(config, on_device=on_device)
+    model = models.create("small_cnn_w8", num_classes=source.num_classes)
+    variables = sharding.place(models.initialise(model, source.image_shape, 7), mesh)
+    return source, program.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
+
+
+def fit(config, workdir, mesh, *, on_device=True, **more):
+    source, teacher = parts(config, mesh, on_device=on_device)
+    return train.fit(config, workdir=workdir, source=source, mesh=mesh, teacher=teacher, **more)
+
+
+def lines(workdir):
+    """What metrics.jsonl says of the run and not of its speed."""
+    parsed = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in parsed
+        if line["kind"] != "goodput"
+    ]
+
+
+def assert_bit_equal(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory, one_device):
+    workdir = tmp_path_factory.mktemp("streamed")
+    return fit(tiny(), workdir, one_device, on_device=False), workdir
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory, one_device):
+    """Three steps in a call, where they fit before the next thing that is due."""
+    workdir = tmp_path_factory.mktemp("looped")
+    return fit(tiny(steps_per_call=3), workdir, one_device), workdir
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3, 16])
+def test_it_follows_the_streamed_run(tmp_path, one_device, streamed, steps_per_call):
+    expected, folder = streamed
+    found = fit(tiny(steps_per_call=steps_per_call), tmp_path, one_device)
+    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
+        # The same batches; float32 sums that XLA may order otherwise, amplified over twelve steps at rate 0.1.
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+    for line, other in zip(lines(tmp_path), lines(folder), strict=True):
+        assert line.keys() == other.keys()
+        assert (line["step"], line["kind"]) == (other["step"], other["kind"])
+    saved = [{path.name for path in (run / "checkpoints").iterdir()} for run in (tmp_path, folder)]
+    assert saved[0] == saved[1]
+
+
+class Asked:
+    """Says to stop at the `number`-th question."""
+
+    def __init__(self, number):
+        self._left = number
+
+    def __call__(self):
+        self._left -= 1
+        return self._left < 0
+
+
+# Calls end at 3, 4, 5, 6, 8: metrics are due at 3 and 6, a checkpoint at 5, epochs end at 4 and 8.
+@pytest.mark.parametrize(("question", "saved"), [(0, 3), (2, 5), (3, 6)])
+def test_stopped_within_an_epoch_it_ends_bit_equal(tmp_path, one_device, looped, question, saved):
+    expected, folder = looped
+    with pytest.raises(Preempted, match=f"stopped after step {saved} of 12"):
+        fit(tiny(steps_per_call=3), tmp_path, one_device, stop=Asked(question))
+    found = fit(tiny(steps_per_call=3), tmp_path, one_device)
+    assert_bit_equal(found.variables, expected.variables)
+    assert lines(tmp_path) == lines(folder)
+
+
+def test_how_the_steps_are_cut_into_calls_does_not_change_a_bit(tmp_path, one_device, looped):
+    """There is one program for any number of steps."""
+    found = fit(tiny(steps_per_call=2, log_every=5, checkpoint_every=0), tmp_path, one_device)
+    assert_bit_equal(found.variables, looped[0].variables)
+
+
+def test_a_run_goes_on_where_the_steps_are_taken_otherwise(tmp_path, one_device, streamed):
+    with pytest.raises(Preempted, match="stopped after step 3 of 12"):
+        fit(tiny(steps_per_call=3), tmp_path, one_device, stop=Asked(0))
+    found = fit(tiny(), tmp_path, one_device, on_device=False)
+    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(streamed[0].variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # as above
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3])
+def test_one_trace_per_run_and_no_batch_from_the_host(tmp_path, one_device, monkeypatch, steps_per_call):
+    traces = []
+    step = steps.train_step
+
+    def counted(*arguments, **keywords):
+        traces.append(1)
+        return step(*arguments, **keywords)
+
+    monkeypatch.setattr(steps, "train_step", counted)
+    monkeypatch.setattr(InMemory, "train_batches", lambda *_, **__: pytest.fail("a batch was made"))
+    fit(tiny(steps_per_call=steps_per_call, epochs=2), tmp_path, one_device)
+    assert len(traces) == 1
+
+
+def compiled(config, mesh, *, on_device):
+    source, teacher = parts(config, mesh, on_device=on_device)
+    built, current = program.build(config, source, mesh, teacher)
+    with feed.of(config, built, source=source, mesh=mesh, start=0) as fed:
+        return fed.program.lower(current, teacher.variables, *fed.arguments(0, 1)).compile()
+
+
+def test_cost_is_that_of_one_step_and_the_state_is_donated(one_device):
+    plain = compiled(tiny(), one_device, on_device=False)
+    for steps_per_call in (1, 8):
+        found = compiled(tiny(steps_per_call=steps_per_call), one_device, on_device=True)
+        operations = [each.cost_analysis()["flops"] for each in (found, plain)]
+        np.testing.assert_allclose(*operations, rtol=0.02)  # XLA simplifies a little otherwise within a loop
+        assert found.memory_analysis().alias_size_in_bytes == plain.memory_analysis().alias_size_in_bytes > 0
+
+
+def test_devices_exchange_what_they_exchange_for_streamed_batches():
+    """Gradients, statistics and sums, and nothing to make the batches, which each device cuts out of its own copy."""
+    mesh = sharding.make_mesh()
+    assert mesh.size == 8
+    kinds = {
+        (on_device, most): sorted(
+            (each.kind, each.bytes)
+            for each in scaling.collectives(compiled(tiny(steps_per_call=most), mesh, on_device=on_device).as_text())
+        )
+        for on_device, most in ((False, 1), (True, 1), (True, 8))
+    }
+    assert kinds[True, 1] == kinds[True, 8] == kinds[False, 1]
+
+
+def test_eight_devices_follow_one(tmp_path, looped):
+    found = fit(tiny(steps_per_call=3), tmp_path, sharding.make_mesh())
+    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(looped[0].variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # as above
+
+
+def test_steps_that_are_not_finite_are_named_as_in_a_streamed_run(tmp_path, one_device):
+    config = tiny(**{"steps_per_call": 3, "optimizer.learning_rate": 1e30, "nonfinite_limit": 3, "method": "ce"})
+    with pytest.raises(NumericFailure, match=r"3 steps in a row, from step 2 on, .*student logits.*of step 2"):
+        fit(config, tmp_path, one_device)
+
+
+def test_a_set_that_cannot_be_decoded_is_streamed_and_the_user_is_told(
+    tmp_path, one_device, streamed, monkeypatch, capfd
+):
+    monkeypatch.setattr(InMemory, "train_set", lambda self: None)
+    found = fit(tiny(), tmp_path, one_device)
+    assert_bit_equal(found.variables, streamed[0].variables)
+    assert "an image cannot be decoded, so the host makes each batch" in capfd.readouterr().err
+
+
+def test_an_array_of_an_epoch_reaches_the_step_cut_by_step(one_device):
+    """Whatever stands beside the indices is the batch's, as what a teacher said of it."""
+    config = tiny(steps_per_call=4)
+    source, teacher = parts(config, one_device, on_device=True)
+    _, current = program.build(config, source, one_device, teacher)
+    rows = source.epoch_rows(seed=0, batch_size=BATCH, epoch=0)
+    rows["extra"] = np.random.default_rng(0).normal(size=(EPOCH, BATCH, 3)).astype(np.float16)
+
+    def train_step(current, teacher_variables, batch):
+        assert teacher_variables is None
+        return current.replace(step=current.step + 1, skipped=batch["extra"][:, 1].astype(float).sum())
+
+    start = current.replace(skipped=np.float32(0), step=np.int32(EPOCH + 1))
+    found = program.resident_steps(
+        start,
+        None,
+        jax.tree.map(jnp.asarray, source.train_set()),
+        rows,
+        np.int32(2),
+        train_step=train_step,
+        steps_per_epoch=EPOCH,
+        steps_per_call=4,
+        batch_sharding=sharding.batch_sharding(one_device),
+    )
+    assert int(found.step) == EPOCH + 3
+    np.testing.assert_allclose(found.skipped, rows["extra"][2, :, 1].astype(float).sum(), rtol=1e-5)  # float32
+    assert set(jax.jit(resident.batch)(source.train_set(), {"index": rows["index"][0]})) == {"image", "label"}
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "also", "most", "expected"),
+    [
+        (0, [5, 4], [], 100, [4, 5, 8, 10, 12]),
+        (0, [5, 4], [], 2, [2, 4, 5, 7, 8, 10, 12]),
+        (6, [5, 4], [], 3, [8, 10, 12]),
+        (0, [100], [7, 3], 100, [3, 7, 12]),
+        (0, [3], [], 1, list(range(1, 13))),
+        (12, [3], [], 1, []),
+    ],
+)
+def test_calls_end_where_something_is_due(start, every, also, most, expected):
+    assert list(train._calls(start, 12, every=every, also=also, most=most)) == expected
+
+
+def test_a_planned_fault_ends_a_call(monkeypatch):
+    assert faults.planned("step") == []
+    monkeypatch.setenv("DGKD_FAULT", "kill@step:7,sigterm@eval:2,hang@step:3")
+    assert faults.planned("step") == [7, 3]
