@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_feed
 from etils import epath
 
 from configs import mnist5k
@@ -26,8 +27,10 @@ from dgkd_jax import (
     train,
 )
 from dgkd_jax import config as rules
+from dgkd_jax.data import resident
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
 
+OPEN_SOURCE = job.data_lib.open_source
 EPOCH, BATCH, CLASSES = 4, 16, 10  # steps, rows, classes of `tiny`
 
 
@@ -456,6 +459,42 @@ def test_data_that_changed_since_are_an_error(tmp_path):
     batches = teacher_cache.WithTeacher(moved, cache).train_batches(seed=0, batch_size=BATCH, start_step=2)
     with pytest.raises(BadInput, match="row 2 of step 3 is not the image that the teacher saw"):
         next(batches)
+
+
+def in_memory(monkeypatch, *, changed=False):
+    """A configuration whose images can lie on the device, and its data set where it is opened from now on."""
+    config = test_feed.tiny(**{"teacher.weights": "nowhere.npz", "epochs": 2, "diagnose": False})
+    monkeypatch.setattr(job.data_lib, "open_source", OPEN_SOURCE)
+    source = test_feed.InMemory(config, on_device=True)
+    if changed:
+        source.train_set()["image"][:] ^= 1
+    monkeypatch.setattr(job.data_lib, "open_source", lambda data: source)
+    return config
+
+
+def test_on_the_device_the_batches_bring_the_same_logits(tmp_path, monkeypatch):
+    config = in_memory(monkeypatch)
+    make(tmp_path / "c", config)
+    cache, source, _ = open_cache(tmp_path / "c", config)
+    taught = teacher_cache.WithTeacher(source, cache)
+    examples = {name: jnp.asarray(values) for name, values in taught.train_set().items()}
+    arguments = {"seed": config.seed, "batch_size": BATCH}
+    for step, streamed in enumerate(taught.train_batches(start_step=0, **arguments)):
+        epoch = taught.epoch_rows(epoch=step // EPOCH, **arguments)
+        found = resident.batch(examples, {name: values[step % EPOCH] for name, values in epoch.items()})
+        assert found.keys() == streamed.keys() == {"image", "label", "teacher_logits"}
+        for name, expected in streamed.items():
+            assert found[name].dtype == expected.dtype
+            np.testing.assert_array_equal(found[name], expected)
+    assert step == 2 * EPOCH - 1
+
+
+def test_on_the_device_too_data_that_changed_since_are_an_error(tmp_path, monkeypatch):
+    make(tmp_path / "c", in_memory(monkeypatch))
+    config = in_memory(monkeypatch, changed=True)
+    config.teacher.cache = str(tmp_path / "c")
+    with pytest.raises(BadInput, match="row 0 of step 1 of epoch 1 is not the image that the teacher saw"):
+        job.run(config, str(tmp_path / "run"))
 
 
 def test_every_row_is_compared_in_its_turn(tmp_path):
