@@ -101,10 +101,11 @@ def make(
     about = teacher_cache.about(
         config, teacher=taught.teacher.fingerprint, source=source, top_k=top_k, temperature=temperature
     )
-    writer = logit_files.Writer(target, about, epochs=epochs)
+    logit_files.Writer(target, about, epochs=epochs)  # a folder that is refused is left as it is, without a lock
     if jax.process_index() == 0:
         target.mkdir(parents=True, exist_ok=True)
     with ownership.lock(target):
+        writer = logit_files.Writer(target, about, epochs=epochs)  # what another job wrote meanwhile counts
         blocks = _agreed(writer, epochs)
         _fill(writer, blocks, config, epochs=epochs, teacher=taught.teacher, source=source, mesh=mesh, stop=stop)
     return Made(target, epochs, about, len(blocks))
@@ -253,11 +254,15 @@ def summary(made: Made, argv: list[str], config: ConfigDict) -> str:
         given.append(f"--config.epochs={made.epochs}")
     command = shlex.join(["python", "-m", "dgkd_jax.main", *given, f"--config.teacher.cache={os.fspath(made.folder)}"])
     return (
-        f"{made.folder}: the logits of {config.teacher.model} (weights {made.about.teacher}) for {made.epochs} epochs, "
-        f"{made.about.description}: {size / 1e6:,.1f} MB, {size / images:.0f} bytes an image; "
-        f"{made.written or 'no'} blocks written now\n"
+        f"{made.folder}: the logits of {config.teacher.model} (weights {made.about.teacher}) for "
+        f"{_counted(made.epochs, 'epoch')}, {made.about.description}: {size / 1e6:,.1f} MB, "
+        f"{size / images:.0f} bytes an image; {_counted(made.written, 'block')} written now\n"
         f"Train from it:  {command}"
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number or 'no'} {thing}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

@@ -196,23 +196,31 @@ def conduct(runs: list[Run], *, workers: int) -> None:
     stopped = context.Event()
     waiting = [run for run in runs if outcome(run)["status"] != "done"]
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already", file=sys.stderr, flush=True)
-    # A teacher is trained by the first run that needs it, alone; likewise its logits for a seed and its images.
-    first, others = _first_with(waiting, lambda config: config.teacher.workdir)
-    second, rest = _first_with(others, lambda config: config.teacher.cache)
-    made = {run.config.teacher.cache for run in first}
-    rest += [run for run in second if run.config.teacher.cache in made]
-    second = [run for run in second if run.config.teacher.cache not in made]
     try:
-        for share, make_caches in ((first, True), (second, True), (rest, False)):
+        for share, make_caches in _phases(waiting):
             _share_out(share, context, stopped, workers, make_caches)
     except KeyboardInterrupt:
         stopped.set()
         raise Preempted("interrupted; the same command goes on from there") from None
 
 
-def _first_with(runs: list[Run], key: Callable[[ConfigDict], str]) -> tuple[list[Run], list[Run]]:
-    """The first run with a teacher of each value of `key`, where that is not ''; and all others."""
-    seen: set[str] = {""}
+def _phases(runs: list[Run]) -> list[tuple[list[Run], bool]]:
+    """(runs that may go on beside each other, whether they make the caches that they name), one after the other.
+
+    A teacher is trained by the first run that needs it, alone; likewise its logits for a seed and its images.
+    """
+    trainers, others = _first_with(runs, lambda config: config.teacher.workdir)
+    makers, rest = _first_with(
+        others, lambda config: config.teacher.cache, but={run.config.teacher.cache for run in trainers}
+    )
+    return [(trainers, True), (makers, True), (rest, False)]
+
+
+def _first_with(
+    runs: list[Run], key: Callable[[ConfigDict], str], but: Iterable[str] = ()
+) -> tuple[list[Run], list[Run]]:
+    """The first run with a teacher of each value of `key` that is not '' or one of `but`; and all others."""
+    seen = {"", *but}
     first, rest = [], []
     for run in runs:
         new = run.config.method != "ce" and key(run.config) not in seen

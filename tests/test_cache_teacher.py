@@ -28,7 +28,7 @@ from dgkd_jax import (
 )
 from dgkd_jax import config as rules
 from dgkd_jax.data import resident
-from dgkd_jax.errors import BadInput, NumericFailure, Preempted
+from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
 
 OPEN_SOURCE = job.data_lib.open_source
 EPOCH, BATCH, CLASSES = 4, 16, 10  # steps, rows, classes of `tiny`
@@ -302,6 +302,35 @@ def test_an_interrupted_cache_goes_on_and_ends_as_an_uninterrupted_one(tmp_path,
     assert make(tmp_path / "c").written == 4 - whole_before
     assert files_of(tmp_path / "c") == files_of(tmp_path / "whole")
     assert make(tmp_path / "c").written == 0
+
+
+def test_a_block_that_the_manifest_does_not_name_does_not_count(tmp_path, monkeypatch):
+    """As after a kill between a block and the manifest: its files are there."""
+    make(tmp_path / "whole")
+    save, saved = logit_files.Writer._save, []
+
+    def killed(writer):
+        saved.append(1)
+        if len(saved) == 3:  # at the start, and after each block
+            raise InterruptedError
+        save(writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logit_files.Writer, "_save", killed)
+        with pytest.raises(StorageFailure):
+            make(tmp_path / "c")
+    assert len(list((tmp_path / "c" / "logits").glob("c.*"))) == 2
+    assert make(tmp_path / "c").written == 3
+    assert files_of(tmp_path / "c") == files_of(tmp_path / "whole")
+
+
+def test_storage_that_takes_no_block_is_said(tmp_path):
+    make(tmp_path / "c", epochs=1)
+    (tmp_path / "c" / "logits" / "c.1.0.0.0").mkdir()  # where a file has to be
+    with pytest.raises(StorageFailure, match=r"could not be written in .*/c: .* 2 blocks are whole. Make room"):
+        make(tmp_path / "c")
+    (tmp_path / "c" / "logits" / "c.1.0.0.0").rmdir()
+    assert make(tmp_path / "c").written == 2
 
 
 def test_epochs_can_be_added(tmp_path):
@@ -589,7 +618,7 @@ def test_the_last_line_is_the_command_that_trains_from_it(tmp_path):
     argv = ["cache_teacher", "--config=configs/mnist5k.py", "--config.data.mock=true", "--epochs=1", "--output=c d"]
     first, last = cache_teacher.summary(made, argv, config).splitlines()
     size = sum(len(content) for content in files_of(tmp_path / "c d").values())
-    assert f"for 1 epochs, cached in float16: {size / 1e6:,.1f} MB, {size / 64:.0f} bytes an image; 2 blocks" in first
+    assert f"for 1 epoch, cached in float16: {size / 1e6:,.1f} MB, {size / 64:.0f} bytes an image; 2 blocks" in first
     assert last == (
         "Train from it:  python -m dgkd_jax.main --config=configs/mnist5k.py --config.data.mock=true "
         f"--config.epochs=1 '--config.teacher.cache={tmp_path}/c d'"
