@@ -150,14 +150,17 @@ def _last_evaluation(workdir: str) -> dict[str, Any]:
     return [line for line in lines if line["kind"] == "eval"][-1]
 
 
-def _work(runs: list[Run], stopped: Any, make_caches: bool) -> None:
+def _work(runs: list[Run], stopped: Any, make_caches: bool, cores: set[int]) -> None:
     """One worker: its runs one after the other, until all are done or the study is ended, even by a kill.
 
     A failure is left as a file beside what the run had written.
 
     Args:
         make_caches: of the runs that name one; no two workers may have runs with the same.
+        cores: that this worker keeps to; empty: it goes where the system puts it.
     """
+    if cores:
+        os.sched_setaffinity(0, cores)  # before JAX makes its threads, as many as there are cores
     from dgkd_jax import cache_teacher, job, main
 
     def stop() -> bool:
@@ -233,6 +236,7 @@ def _first_with(
 def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int, make_caches: bool) -> None:
     """Workers take the runs in turn; what a worker that died had left is done by the next one."""
     left = [runs[index::workers] for index in range(workers)]
+    cores = _own_cores(workers)
     processes: dict[int, Any] = {}
     while True:
         for index, share in enumerate(left):
@@ -243,11 +247,20 @@ def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int, make_c
                 _note_death(share, process.exitcode)
             left[index] = [run for run in share if outcome(run)["status"] == "not run"] if process else share
             if left[index]:
-                processes[index] = context.Process(target=_work, args=(left[index], stopped, make_caches))
+                processes[index] = context.Process(target=_work, args=(left[index], stopped, make_caches, cores[index]))
                 processes[index].start()
         if not any(process.is_alive() for process in processes.values()):
             return
         time.sleep(0.2)
+
+
+def _own_cores(workers: int) -> list[set[int]]:
+    """An even share of this process's cores for each worker; empty sets where there are fewer, or no such system call.
+
+    Where the threads of all workers are on all cores, they wait for each other.
+    """
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [set(there[worker::workers]) if len(there) >= workers else set() for worker in range(workers)]
 
 
 def _note_death(share: list[Run], exit_code: int) -> None:

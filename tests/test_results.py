@@ -126,6 +126,20 @@ def test_the_arms_of_a_seed_share_their_teachers_logits(tmp_path, monkeypatch):
         assert config["teacher"]["cache"] == str(manifest.parent)
 
 
+@pytest.mark.parametrize(
+    ("cores", "workers", "expected"),
+    [
+        ({0, 1}, 2, [{0}, {1}]),
+        ({2, 3, 5, 8, 9}, 2, [{2, 5, 9}, {3, 8}]),
+        ({4}, 1, [{4}]),
+        ({0, 1}, 3, [set(), set(), set()]),  # more workers than cores: the system shares them out
+    ],
+)
+def test_workers_share_the_cores_out(monkeypatch, cores, workers, expected):
+    monkeypatch.setattr(study.os, "sched_getaffinity", lambda process: cores, raising=False)
+    assert study._own_cores(workers) == expected
+
+
 def test_each_teacher_and_each_cache_is_made_by_one_run_before_others_need_it(tmp_path):
     planned = mnist5k.get_study()
     everything = {"regimes": planned.regimes, "arms": planned.arms}
