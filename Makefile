@@ -45,6 +45,7 @@ test-torch: $(TORCH_READY)
 BENCH_loss := --shapes=64x100,1024x1000 --seconds=1
 BENCH_step := --pair=resnet56,resnet20 --rounds=3
 BENCH_data := --images=128 --rounds=3
+BENCH_startup := --config=configs/mnist5k.py --runs=2
 ## make bench   the benchmarks on this machine's CPU, beside PyTorch, which it installs (tables; JSON in runs/bench)
 bench: $(TORCH_READY)
 	mkdir -p runs/bench

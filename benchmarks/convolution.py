@@ -5,14 +5,13 @@
 Milliseconds, medians of runs in turns; the last column is how many times as quick ours is as PyTorch's channels_last.
 """
 
-import argparse
 import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import side_by_side
+from benchmarks import report, side_by_side
 from dgkd_jax.models import layers
 from dgkd_jax.models.convolution import by_library
 
@@ -31,15 +30,13 @@ SHAPES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--batch", type=int, default=64, help="images at a time")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each that are counted")
     parser.add_argument("--clock", choices=side_by_side.CLOCKS, default="wall", help="cpu: with taskset -c 0")
-    parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
+    report.check_output(args.output)
 
-    packages = side_by_side.machine("jax", "torch")
-    print(packages)
     print(f"{'':66s}{'pass':8s}{'PyTorch':>9s}{'XLA':>9s}{'ours':>9s}{'x PyTorch':>11s}{'lowest … highest':>19s}")
     rows = []
     for channels, features, size, side, stride, groups, network in SHAPES:
@@ -55,7 +52,10 @@ def main() -> None:
                 flush=True,
             )
             rows.append({"convolution": title, "pass": name, "ratio": [quicker, lowest, highest], "ms": median})
-    side_by_side.save(args.output, {"machine": packages, "batch": args.batch, "clock": args.clock, "rows": rows})
+    report.finish(
+        {"environment": report.environment("torch"), "batch": args.batch, "clock": args.clock, "rows": rows},
+        output=args.output,
+    )
 
 
 def _measure(channels, features, size, side, stride, groups, padding, args):
@@ -82,7 +82,8 @@ def _measure(channels, features, size, side, stride, groups, padding, args):
     for kind, run in _torch_passes(x, kernel, gradient, stride, padding, groups).items():
         runs[kind]["torch"] = run
     return {
-        kind: side_by_side.alternate(of_kind, rounds=args.rounds, clock=args.clock) for kind, of_kind in runs.items()
+        kind: side_by_side.alternate(of_kind, rounds=args.rounds, clock=args.clock, pause=side_by_side.OPENMP_PAUSE)
+        for kind, of_kind in runs.items()
     }
 
 
@@ -109,4 +110,4 @@ def _torch_passes(x, kernel, gradient, stride, padding, groups):
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

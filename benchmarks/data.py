@@ -3,20 +3,20 @@
     taskset -c 0 python -m benchmarks.data [--images=256] [--side=224] [--rounds=5] [--output=FILE.json]
 
 The images are generated: smooth colours and noise, 500x375 pixels, about 100 kB. Every loader makes uint8 images of
-`side` pixels by a random resized crop and a flip. Ours is `data.open_source` on a folder of images, as it trains;
+`side` pixels by a random resized crop and a flip. Ours is `data.open_source` on a folder of images, as it trains, with
+`data.augment=random_resized_crop` and `random_resized_crop_fast`;
 "decoding" is `tf.io.decode_jpeg` of whole images and nothing else; PyTorch's is a DataLoader in this process, with
 PIL (torchvision's transforms) and, where opencv-python-headless is installed, with OpenCV. Hold it to one core: the
 numbers are seconds of the processor, of all threads.
 """
 
-import argparse
-import io
 import itertools
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,84 +24,69 @@ import tensorflow as tf
 import torch
 from PIL import Image
 
-from benchmarks import side_by_side
+from benchmarks import jpegs, report, side_by_side
 from configs.default import get_config
 from dgkd_jax import data as data_lib
+from dgkd_jax.errors import BadInput
 from dgkd_jax.parity import torch_networks
 
-WIDTH, HEIGHT, BATCH = 500, 375, 32
+BATCH = 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--images", type=int, default=256, help="generated, and read in each turn; a multiple of 32")
     parser.add_argument("--side", type=int, default=224, help="of the crops, in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each that are counted")
-    parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
+    report.check_output(args.output)
+    if args.images < BATCH or args.images % BATCH:
+        raise BadInput(f"--images={args.images}: must be a multiple of {BATCH}")
     if len(os.sched_getaffinity(0)) > 1:
         print("more than one core: threads that wait or spin count as work; see taskset in --help", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
-        paths = generate(Path(folder), args.images)
+        paths = jpegs.write_folder(Path(folder), images=jpegs.encoded(args.images))
         size = statistics.mean(path.stat().st_size for path in paths)
         runs = {
-            "ours": ours(Path(folder), args),
+            "ours": ours(Path(folder), args.images, args.side, "random_resized_crop"),
+            "ours, fast": ours(Path(folder), args.images, args.side, "random_resized_crop_fast"),
             "decoding": lambda: [tf.io.decode_jpeg(tf.io.read_file(str(path))).shape for path in paths],
             "PyTorch, PIL": torch_loader(paths, args.side, _pil(args.side)),
         }
         if opencv := _opencv(args.side):
             runs["PyTorch, OpenCV"] = torch_loader(paths, args.side, opencv)
-        seconds = side_by_side.alternate(runs, rounds=args.rounds, clock="cpu")
-    machine = side_by_side.machine("tensorflow-cpu", "torch", "torchvision", "pillow", "opencv-python-headless")
-    print(f"{args.images} JPEGs of {WIDTH}x{HEIGHT}, {size / 1000:.0f} kB, to {args.side} pixels; {machine}")
-    print(f"{'':18s}{'images/s/core':>14s}{'ours is x':>11s}{'lowest … highest':>19s}")
-    rows = []
+        seconds = side_by_side.alternate(runs, rounds=args.rounds, clock="cpu", pause=side_by_side.OPENMP_PAUSE)
+    found, rows = [], []
     for name, times in seconds.items():
-        rate = args.images / statistics.median(times)
-        quicker = side_by_side.ratio(seconds, "ours", name)
-        print(f"{name:18s}{rate:14.1f}{quicker[0]:11.2f}{f'{quicker[1]:.2f} … {quicker[2]:.2f}':>19s}")
-        rows.append({"loader": name, "images_per_core_second": rate, "ours_is_times_as_quick": quicker})
-    side_by_side.save(args.output, {"machine": machine, "arguments": vars(args), "bytes": size, "rows": rows})
+        rate, quicker = args.images / statistics.median(times), side_by_side.ratio(seconds, "ours", name)
+        rows.append((name, f"{rate:.1f}", f"{quicker[0]:.2f}", f"{quicker[1]:.2f} … {quicker[2]:.2f}"))
+        found.append({"loader": name, "images_per_core_second": rate, "ours_is_times_as_quick": quicker})
+    print(f"{args.images} JPEGs of {jpegs.WIDTH}x{jpegs.HEIGHT}, {size / 1000:.0f} kB, to {args.side} pixels")
+    print(report.table(("loader", "images/s/core", "ours is x", "lowest … highest"), rows))
+    environment = report.environment("tensorflow-cpu", "torch", "torchvision", "pillow", "opencv-python-headless")
+    report.finish(
+        {"environment": environment, "arguments": vars(args), "bytes": size, "loaders": found}, output=args.output
+    )
 
 
-def generate(folder: Path, count: int) -> list[Path]:
-    """Two classes of images, in the layout of `data.name=image_folder`."""
-    random = np.random.default_rng(0)
-    paths = []
-    for index in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.BICUBIC)
-        pixels = np.asarray(coarse) + random.normal(0, 14, (HEIGHT, WIDTH, 3))
-        file = io.BytesIO()
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=93)
-        for split in ("train", "validation"):
-            if split == "validation" and index >= 2:
-                continue
-            path = folder / split / f"class{index % 2}" / f"{index}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(file.getvalue())
-            if split == "train":
-                paths.append(path)
-    return paths
-
-
-def ours(folder: Path, args):
+def ours(folder: Path, images: int, side: int, augment: str) -> Callable[[], None]:
     os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")  # read when TFDS is imported, in open_source
     config = get_config()
     config.data.update(
         {
             "name": "image_folder",
             "manual_dir": str(folder),
-            "image_size": args.side,
-            "eval_resize": args.side,
-            "augment": "random_resized_crop",
+            "image_size": side,
+            "eval_resize": side,
+            "augment": augment,
         }
     )
     source = data_lib.open_source(config.data)
     batches = source.train_batches(seed=0, batch_size=BATCH, start_step=0)
 
     def run():
-        for batch in itertools.islice(batches, args.images // BATCH):
+        for batch in itertools.islice(batches, images // BATCH):
             assert batch["image"].dtype == np.uint8
         _settle()
 
@@ -169,4 +154,4 @@ def _opencv(side: int):
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

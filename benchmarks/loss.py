@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import report
+from benchmarks import report, side_by_side
 from dgkd_jax import losses
 from dgkd_jax.errors import BadInput
 
 SHAPES = "64x100,256x1000,1024x1000,512x32768"
 TEMPERATURE, ALPHA, BETA, EPSILON = 4.0, 1.0, 8.0, 0.1
+_ROUNDS = 50  # at most
 
 
 def ours() -> dict[str, Callable]:
@@ -108,17 +109,17 @@ def measure(shape: tuple[int, int], name: str, *, seconds: float, with_torch: bo
     calls = {"ours": call}
     if with_torch:
         calls["torch"] = prepare_theirs(theirs()[name], arrays)
-    times = report.alternately(calls, seconds=seconds)
+    times = side_by_side.alternate(calls, rounds=_ROUNDS, seconds=seconds)
     over_dkd = None
     if name.startswith("dgkd"):
         # On their own: whoever comes after PyTorch in a round finds the caches empty.
-        pair = report.alternately({"ours": call, "dkd": compile_ours(ours()["dkd"], arrays)[0]}, seconds=seconds)
-        over_dkd = report.ratio(pair["ours"], pair["dkd"])
+        pair = {"ours": call, "dkd": compile_ours(ours()["dkd"], arrays)[0]}
+        over_dkd, *_ = side_by_side.ratio(side_by_side.alternate(pair, rounds=_ROUNDS, seconds=seconds), "dkd", "ours")
     return {
         "shape": list(shape),
         "loss": name,
-        **{who: report.spread(found) for who, found in times.items()},
-        "torch_over_ours": report.ratio(times["torch"], times["ours"]) if with_torch else None,
+        **{who: side_by_side.spread(found) for who, found in times.items()},
+        "torch_over_ours": side_by_side.ratio(times, "ours", "torch")[0] if with_torch else None,
         "ours_over_our_dkd": over_dkd,
         "ours_bytes": held,
         "torch_bytes": peak_of_torch(calls["torch"]) if with_torch else None,
@@ -153,14 +154,6 @@ def _shapes(text: str) -> list[tuple[int, int]]:
     return [tuple(map(int, part.split("x"))) for part in text.split(",")]
 
 
-def _torch_version() -> str | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch.__version__
-
-
 def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--shapes", default=SHAPES, help=f"BATCHxCLASSES,… (default {SHAPES})")
@@ -174,13 +167,14 @@ def main() -> None:
     for name in names:
         if name not in ours():
             raise BadInput(f"--losses: no loss {name!r}; there are {', '.join(ours())}")
-    environment = report.environment() | {"torch": _torch_version()}
-    with_torch = environment["torch"] is not None
-    if with_torch:
+    environment = report.environment("torch")
+    try:
         import torch
 
         torch.set_num_threads(environment["cores"])
-    else:
+        with_torch = True
+    except ImportError:
+        with_torch = False
         print("PyTorch is not installed: ours alone (pip install torch brings the peer)")
     one = functools.partial(measure, seconds=arguments.seconds, with_torch=with_torch)
     found = [one(shape, name) for shape in shapes for name in names]

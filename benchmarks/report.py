@@ -1,17 +1,16 @@
-"""What every benchmark shares: alternating timing, a table, a JSON file, and mistakes in one line."""
+"""What every benchmark's command shares: options, where it was measured, tables, a JSON file, mistakes in one line."""
 
 import argparse
 import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 
 from dgkd_jax.errors import BadInput
 
@@ -60,55 +59,33 @@ def check_output(path: str | None) -> None:
         raise BadInput(f"--output={path}: no such folder")
 
 
-def alternately(calls: dict[str, Callable[[], Any]], *, seconds: float, at_most: int = 50) -> dict[str, list[float]]:
-    """Wall seconds of each call, one call of each per round, so that a busy machine slows all of them alike.
-
-    Args:
-        calls: each returns when its work is done; each is called once before, unmeasured.
-        seconds: no new round begins after this; three rounds are made in any case.
-        at_most: rounds.
-    """
-    for call in calls.values():
-        call()
-    times = {name: [] for name in calls}
-    start = time.perf_counter()
-    for rounds in range(at_most):
-        if rounds >= 3 and time.perf_counter() - start > seconds:
-            break
-        for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begun)
-    return times
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds, and how many were measured."""
-    low, median, high = np.percentile(seconds, [25, 50, 75]) * 1e3
-    return {"median_ms": median, "low_ms": low, "high_ms": high, "rounds": len(seconds)}
-
-
-def ratio(times: list[float], of: list[float]) -> float:
-    """Median over the rounds of time over time of the same round."""
-    return float(np.median(np.divide(times, of)))
-
-
 def span(found: dict[str, float] | None) -> str:
     return "-" if found is None else f"{found['median_ms']:.4g} [{found['low_ms']:.4g}, {found['high_ms']:.4g}]"
 
 
-def environment() -> dict[str, Any]:
-    """Device, versions, cores and load: what a number depends on."""
+def environment(*packages: str) -> dict[str, Any]:
+    """Device, versions, cores and load: what a number depends on.
+
+    Args:
+        packages: whose versions are told besides; None for one that is not there.
+    """
     device = jax.devices()[0]
     return {
         "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "device": f"{device.platform} {device.device_kind}",
         "machine": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "jax": jax.__version__,
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
+        **{package: _version(package) for package in ("jax", *packages)},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -7,7 +7,6 @@ that goes on reads what the epoch had before, without decoding it, to fill the b
 (`data.shuffle_buffer=0`) skip indices instead.
 """
 
-import io
 import os
 import resource
 import statistics
@@ -15,14 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from benchmarks import report
+from benchmarks import jpegs, report
 from configs.default import get_config
 from dgkd_jax import data as data_lib
 
-WIDTH, HEIGHT, BATCH, KINDS = 500, 375, 32, 16
+BATCH, KINDS = 32, 16
 
 
 def main() -> None:
@@ -61,19 +57,8 @@ def _first_batch(source: data_lib.Source, step: int) -> tuple[float, float]:
 
 
 def _source(folder: Path, arguments) -> data_lib.Source:
-    random = np.random.default_rng(0)
-    encoded = []
-    for _ in range(KINDS):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((WIDTH, HEIGHT), Image.BICUBIC)
-        noisy = np.asarray(coarse) + random.normal(0, 14, (HEIGHT, WIDTH, 3))
-        file = io.BytesIO()
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=93)
-        encoded.append(file.getvalue())
-    for split, count in (("train", arguments.images), ("validation", 2)):
-        for index in range(count):
-            path = folder / "images" / split / f"class{index % 2}" / f"{index}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encoded[index % KINDS])
+    kinds = jpegs.encoded(KINDS)
+    jpegs.write_folder(folder / "images", images=[kinds[index % KINDS] for index in range(arguments.images)])
     os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")  # read when TFDS is imported, in open_source
     data = get_config().data
     data.update(

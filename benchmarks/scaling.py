@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import report, training
+from benchmarks import report, side_by_side, training
 from dgkd_jax.errors import BadInput
 
 DEVICES = (1, 2, 4, 8)
@@ -124,7 +124,7 @@ def measure_step(program: jax.stages.Compiled, inputs: tuple, *, seconds: float)
         nonlocal state
         state = jax.block_until_ready(program(state, *rest))
 
-    return report.spread(report.alternately({"step": call}, seconds=seconds)["step"])
+    return side_by_side.spread(side_by_side.alternate({"step": call}, rounds=50, seconds=seconds)["step"])
 
 
 def main() -> None:

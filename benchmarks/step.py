@@ -1,7 +1,7 @@
 """Images per second of the whole distillation step, beside a PyTorch step written for the comparison.
 
     python -m benchmarks.step --pair=resnet56,resnet20 [--method=dkd] [--batch=64] [--side=32] [--dtype=float32]
-        [--compile] [--unfolded] [--steps=2] [--rounds=7] [--clock=wall] [--output=FILE.json]
+        [--compile] [--unfolded] [--cached] [--steps=2] [--rounds=7] [--clock=wall] [--output=FILE.json]
 
 One step: normalise uint8 images, teacher forward in evaluation mode, student forward and backward, SGD with momentum.
 Ours is `steps.train_step` as it trains, with its metrics; the batch is on the device. PyTorch's is channels_last, eager
@@ -9,7 +9,6 @@ and, with --compile, through torch.compile too; --dtype=bfloat16 is its autocast
 timm's and pytorchcv's, of as many parameters as ours. All take turns; the ratio is that of the same turn.
 """
 
-import argparse
 import functools
 import statistics
 from collections.abc import Callable
@@ -21,8 +20,9 @@ import optax
 import torch
 import torch.nn.functional as F
 
-from benchmarks import side_by_side
+from benchmarks import report, side_by_side
 from dgkd_jax import models, sharding, state, steps
+from dgkd_jax.errors import BadInput
 from dgkd_jax.models import folding
 from dgkd_jax.parity import torch_networks, torch_reference
 
@@ -32,7 +32,7 @@ MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__)
     parser.add_argument("--pair", required=True, help="TEACHER,STUDENT: two of dgkd_jax.models.NAMES")
     parser.add_argument("--method", choices=("dkd", "dgkd"), default="dkd", help="the loss beside cross-entropy")
     parser.add_argument("--batch", type=int, default=64, help="images of a step")
@@ -41,11 +41,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
     parser.add_argument("--compile", action="store_true", help="PyTorch through torch.compile too")
     parser.add_argument("--unfolded", action="store_true", help="ours with the teacher's BatchNorm unfolded too")
+    parser.add_argument("--cached", action="store_true", help="ours with the teacher's logits in the batch too")
     parser.add_argument("--steps", type=int, default=2, help="of one turn")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each that are counted")
     parser.add_argument("--clock", choices=side_by_side.CLOCKS, default="wall", help="cpu: with taskset -c 0")
-    parser.add_argument("--output", default="", help="JSON file for the figures")
     args = parser.parse_args()
+    report.check_output(args.output)
+    _check_pair(args.pair)
 
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (args.batch, args.side, args.side, 3), np.uint8)
@@ -54,38 +56,59 @@ def main() -> None:
     runs = {"ours": ours}
     if args.unfolded:
         runs["ours, unfolded"], _ = our_step(args, images, labels, fold=False)
+    if args.cached:
+        runs["ours, cached"], cached = our_step(args, images, labels, fold=True, cached=True)
+        facts["cached_gflops"] = cached["gflops"]
     runs["torch eager"] = torch_step(args, images, labels, compiled=False)
     if args.compile:
         runs["torch compiled"] = torch_step(args, images, labels, compiled=True)
 
-    machine = side_by_side.machine("jax", "jaxlib", "torch") | {"device": jax.devices()[0].device_kind}
     ceiling = matmul_ceiling(args.dtype, clock=args.clock)
     seconds = side_by_side.alternate(
         {name: functools.partial(_repeat, run, args.steps) for name, run in runs.items()},
         rounds=args.rounds,
         clock=args.clock,
+        pause=side_by_side.OPENMP_PAUSE,
     )
-    rows = []
-    print(
-        f"{args.pair} by {args.method}, batch {args.batch}, {args.side} px, {args.dtype}, {args.clock} clock; {machine}"
-    )
-    print(f"{'':16s}{'images/s':>10s}{'lowest … highest':>20s}{'ours is x':>11s}{'lowest … highest':>19s}")
+    found, rows = [], []
     for name, times in seconds.items():
         rates = [args.steps * args.batch / each for each in times]
         quicker = side_by_side.ratio(seconds, "ours", name)
-        spread = f"{min(rates):.1f} … {max(rates):.1f}"
-        print(
-            f"{name:16s}{statistics.median(rates):10.1f}{spread:>20s}{quicker[0]:11.2f}"
-            f"{f'{quicker[1]:.2f} … {quicker[2]:.2f}':>19s}"
+        rows.append(
+            (
+                name,
+                f"{statistics.median(rates):.1f}",
+                f"{min(rates):.1f} … {max(rates):.1f}",
+                f"{quicker[0]:.2f}",
+                f"{quicker[1]:.2f} … {quicker[2]:.2f}",
+            )
         )
-        rows.append({"step": name, "images_per_second": rates, "ours_is_times_as_quick": quicker})
+        found.append({"step": name, "images_per_second": rates, "ours_is_times_as_quick": quicker})
+    print(f"{args.pair} by {args.method}, batch {args.batch}, {args.side} px, {args.dtype}, {args.clock} clock")
+    print(report.table(("step", "images/s", "lowest … highest", "ours is x", "lowest … highest"), rows))
     achieved = facts["gflops"] * args.steps / statistics.median(seconds["ours"])
     facts |= {"matmul_gflops_per_second": ceiling, "utilisation": achieved / ceiling}
     print(
         f"our step: {facts['gflops']:.1f} GFLOP, {facts['temporary_mib']:.0f} MiB of temporaries; "
         f"{achieved:.0f} GFLOP/s, {100 * facts['utilisation']:.0f} % of a {args.dtype} matrix product's {ceiling:.0f}"
     )
-    side_by_side.save(args.output, {"machine": machine, "arguments": vars(args), "ours": facts, "rows": rows})
+    if args.cached:
+        print(f"cached: {facts['cached_gflops']:.1f} GFLOP")
+    report.finish(
+        {"environment": report.environment("torch"), "arguments": vars(args), "ours": facts, "steps": found},
+        output=args.output,
+    )
+
+
+def _check_pair(pair: str) -> None:
+    names = pair.split(",")
+    if len(names) != 2:
+        raise BadInput(f"--pair={pair}: give two models, TEACHER,STUDENT")
+    for name in names:
+        try:
+            models.create(name, num_classes=10)
+        except ValueError as error:
+            raise BadInput(f"--pair={pair}: {error}") from error
 
 
 def _repeat(run: Callable[[], Callable[[], None]], count: int) -> None:
@@ -94,7 +117,9 @@ def _repeat(run: Callable[[], Callable[[], None]], count: int) -> None:
     finish()
 
 
-def our_step(args, images: np.ndarray, labels: np.ndarray, *, fold: bool) -> tuple[Callable, dict[str, float]]:
+def our_step(
+    args, images: np.ndarray, labels: np.ndarray, *, fold: bool, cached: bool = False
+) -> tuple[Callable, dict[str, float]]:
     """A call that queues one step and returns what waits for it; and what the compiled program says of itself."""
     mesh = sharding.make_mesh()
     networks = []
@@ -119,7 +144,8 @@ def our_step(args, images: np.ndarray, labels: np.ndarray, *, fold: bool) -> tup
     )
     names = steps.metric_names(objective)
     current = sharding.place(state.create(variables, optimizer, ema=False, metric_names=names), mesh)
-    batch = sharding.to_global({"image": images, "label": labels}, mesh)
+    brought = {"teacher_logits": np.zeros((args.batch, args.classes), np.float16)} if cached else {}
+    batch = sharding.to_global({"image": images, "label": labels} | brought, mesh)
     compiled = jax.jit(step, donate_argnums=0).lower(current, teacher_variables, batch).compile()
     memory = compiled.memory_analysis()
     facts = {
@@ -221,4 +247,4 @@ def matmul_ceiling(dtype: str, *, clock: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.teacher.dtype = "auto"  # as student.dtype
     config.teacher.weights = ""  # .pth, .safetensors, .npz or hf:ORG/NAME; '' = train the teacher in teacher.workdir
     config.teacher.workdir = ""  # '' = runs/NAME/teacher; a trained teacher found here is reused
+    config.teacher.cache = ""  # folder of its logits, from python -m dgkd_jax.cache_teacher; '' = the teacher is run
     config.teacher.mean = ()  # of the pixels that the teacher's weights were trained on, as data.mean; () = data.mean
     config.teacher.std = ()  # likewise; for whose weights they are not ImageNet's: configs/photographs.py
     config.teacher.epochs = 240  # length of the teacher's own training (cross-entropy, this file's optimizer)
@@ -36,7 +37,8 @@ def get_config() -> ConfigDict:
     config.data.manual_dir = ""  # files that cannot be downloaded: ImageNet's tars, an image folder, IDX files
     config.data.download = True  # may TFDS download a set that is missing
     config.data.image_size = 0  # side of the images that the models see, pixels; 0 = the data set's own
-    config.data.augment = "none"  # none | pad_crop | pad_crop_flip | random_resized_crop
+    config.data.augment = "none"  # none | pad_crop | pad_crop_flip | random_resized_crop | random_resized_crop_fast
+    # …_fast: the same windows with a coarser JPEG decoder and no antialiasing; docs/performance.md, section Data
     config.data.eval_resize = 0  # shorter side before the centre crop at evaluation, pixels; 0 = no resizing
     config.data.eval_interpolation = "bilinear"  # of eval_resize, antialiased as PIL's: bilinear | bicubic
     config.data.mean = ()  # per channel, in units of pixel/255; () = the data set's own

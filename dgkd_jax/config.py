@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     "teacher.dtype": _DTYPE,
     "teacher.weights": _TEXT,
     "teacher.workdir": _TEXT,
+    "teacher.cache": _TEXT,
     "teacher.mean": _CHANNELS,
     "teacher.std": _DEVIATIONS,
     "teacher.epochs": _COUNT,
@@ -81,7 +82,7 @@ RULES: dict[str, Rule] = {
     "data.manual_dir": _TEXT,
     "data.download": _SWITCH,
     "data.image_size": _NOT_NEGATIVE,
-    "data.augment": _one_of("none", "pad_crop", "pad_crop_flip", "random_resized_crop"),
+    "data.augment": _one_of("none", "pad_crop", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast"),
     "data.eval_resize": _NOT_NEGATIVE,
     "data.eval_interpolation": _one_of("bilinear", "bicubic"),
     "data.mean": _CHANNELS,
@@ -155,13 +156,14 @@ _SECTIONS = {"ce": (), "kd": ("kd",), "logit_mse": ("logit_mse",), "dkd": ("dkd"
 _METHOD_SECTIONS = {"kd", "logit_mse", "dkd", "dgkd"}
 
 # Keys that may change between an interruption and the continuation: none of them changes the parameters. The teacher
-# is compared by a digest of its weights instead of by how it came to be.
+# is compared by a digest of its weights instead of by how it came to be; beside that digest stands whether its logits
+# come from a cache, and in what format, so that a run does not change over, but a cache may move (`job`).
 _NEUTRAL = {
     "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
     "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s",
     "mesh.fsdp", "data.dir", "data.manual_dir", "data.download", "data.max_bad_images",
     "data.on_device_mib", "steps_per_call",
-    "teacher.weights", "teacher.workdir", "teacher.epochs", "teacher.learning_rate", "teacher.seed",
+    "teacher.weights", "teacher.workdir", "teacher.cache", "teacher.epochs", "teacher.learning_rate", "teacher.seed",
 }  # fmt: skip
 
 
@@ -225,6 +227,17 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     if not config.data.mock:
         del kept["data.mock_train_examples"], kept["data.mock_eval_examples"]
     return kept
+
+
+def of_batches(config: ConfigDict) -> dict[str, Any]:
+    """The keys that decide the training batches and how the teacher sees them; not its weights."""
+    taught = config.copy_and_resolve_references()
+    with taught.unlocked():
+        taught.method = "kd"  # any that reads the section `teacher`
+    alike = ("seed", "batch_size", "matmul_precision")
+    return {
+        key: value for key, value in identity(taught).items() if key in alike or key.startswith(("data.", "teacher."))
+    }
 
 
 def check_same_run(recorded: dict[str, Any], config: ConfigDict, *, workdir: Any) -> None:

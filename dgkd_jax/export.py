@@ -69,7 +69,8 @@ def read(workdir: epath.PathLike, *, step: int | str = "last") -> Student:
         if step == "best":
             state, record = _restore(checkpoints, like, record["history"]["best_step"])
         variables = jax.tree.map(np.asarray, state.evaluated)
-        return Student(variables, config, about, int(state.step), record.get("accuracy"), record["teacher"])
+        taught_by = record["teacher"] and record["teacher"].split(",")[0]  # what follows: whether from a cache
+        return Student(variables, config, about, int(state.step), record.get("accuracy"), taught_by)
 
 
 def encode(student: Student, *, suffix: str) -> bytes:

@@ -14,7 +14,18 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import checkpoint, models, predictions, program, sharding, steps, torch_port, train, weight_files
+from dgkd_jax import (
+    checkpoint,
+    models,
+    predictions,
+    program,
+    sharding,
+    steps,
+    teacher_cache,
+    torch_port,
+    train,
+    weight_files,
+)
 from dgkd_jax import config as config_rules
 from dgkd_jax import data as data_lib
 from dgkd_jax.errors import BadInput
@@ -24,7 +35,7 @@ from dgkd_jax.progress import duration
 _TRIAL_BATCHES = 8
 
 
-class _Taught(NamedTuple):
+class Taught(NamedTuple):
     """A teacher ready for use.
 
     Attributes:
@@ -55,15 +66,9 @@ def run(
         NumericFailure, StorageFailure, Preempted: as `train.fit`.
     """
     methods = steps.METHODS if config.method == "all" else (config.method,)
-    root = epath.Path("runs") / (config.name + ("-mock" if config.data.mock else ""))
-    _check_present(config, methods)
-    try:
-        mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
-    except ValueError as error:
-        raise BadInput(f"config.{error}") from error
-    source = data_lib.open_source(config.data)
-
-    taught = _teach(config, root, source, mesh, stop) if set(methods) - {"ce"} else None
+    source, mesh, taught = prepare(config, methods, stop=stop)
+    cache = _open_cache(config, methods, source, taught) if taught and config.teacher.cache else None
+    root = root_of(config)
     targets = {}
     for method in methods:
         folder = f"{method}-seed{config.seed}"
@@ -72,8 +77,49 @@ def run(
         else:
             targets[method] = epath.Path(workdir) / (folder if config.method == "all" else "")
     if taught and any(train.latest_step(target) is None for method, target in targets.items() if method != "ce"):
-        _try_teacher(config, taught, _as_seen_by_teacher(source, config.teacher), mesh)
-    return [_distil(config, method, target, source, mesh, taught, stop) for method, target in targets.items()]
+        _try_teacher(config, taught, as_seen_by_teacher(source, config.teacher), mesh)
+    return [_distil(config, method, target, source, mesh, taught, cache, stop) for method, target in targets.items()]
+
+
+def root_of(config: ConfigDict) -> epath.Path:
+    """The folder of a configuration's runs, unless others are given."""
+    return epath.Path("runs") / (config.name + ("-mock" if config.data.mock else ""))
+
+
+def prepare(
+    config: ConfigDict, methods: tuple[str, ...], *, stop: Callable[[], bool]
+) -> tuple[data_lib.Source, Mesh, Taught | None]:
+    """The data set, the devices and, for methods other than `ce`, the teacher, trained here if need be.
+
+    Raises:
+        As `run`.
+    """
+    _check_present(config, methods)
+    try:
+        mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
+    except ValueError as error:
+        raise BadInput(f"config.{error}") from error
+    source = data_lib.open_source(config.data)
+    return source, mesh, _teach(config, root_of(config), source, mesh, stop) if set(methods) - {"ce"} else None
+
+
+def _open_cache(
+    config: ConfigDict, methods: tuple[str, ...], source: data_lib.Source, taught: Taught
+) -> teacher_cache.Cache:
+    """The teacher's cached logits, found to fit every method before the first one starts."""
+    folder = epath.Path(config.teacher.cache)
+    cache = teacher_cache.Cache(folder, config, teacher=taught.teacher.fingerprint, source=source)
+    for method in methods:
+        cache.check_objective(steps.objective_of(_with_method(config, method)))
+    if jax.process_index() == 0:
+        print(f"teacher's logits in training: {cache.about.description}, {folder}", file=sys.stderr)
+    return cache
+
+
+def _with_method(config: ConfigDict, method: str) -> ConfigDict:
+    with (config := config.copy_and_resolve_references()).unlocked():
+        config.method = method
+    return config
 
 
 def _check_present(config: ConfigDict, methods: tuple[str, ...]) -> None:
@@ -83,6 +129,8 @@ def _check_present(config: ConfigDict, methods: tuple[str, ...]) -> None:
         missing.append(data_lib.missing(config.data))
         if set(methods) - {"ce"}:
             missing.append(_missing_weights(config.teacher))
+    if set(methods) - {"ce"} and config.teacher.cache:
+        missing.append(teacher_cache.missing(epath.Path(config.teacher.cache)))
     missing = [message for message in missing if message]
     if missing:
         raise BadInput("\n".join(missing))
@@ -107,9 +155,9 @@ def _missing_weights(teacher: ConfigDict) -> str | None:
 
 def _teach(
     config: ConfigDict, root: epath.Path, source: data_lib.Source, mesh: Mesh, stop: Callable[[], bool]
-) -> _Taught:
+) -> Taught:
     """The teacher: from PyTorch weights where the configuration names some, else trained once and kept."""
-    source = _as_seen_by_teacher(source, config.teacher)
+    source = as_seen_by_teacher(source, config.teacher)
     model = program.network(config.teacher.model, config.teacher.dtype, source=source)
     weights = config.teacher.weights
     if not weights:
@@ -142,10 +190,10 @@ def _teach(
         "seconds": seconds,
     }
     teacher = program.Teacher(model.apply, variables, fingerprint, mean=source.mean, std=source.std)
-    return _Taught(teacher, row, evaluation)
+    return Taught(teacher, row, evaluation)
 
 
-def _try_teacher(config: ConfigDict, taught: _Taught, source: data_lib.Source, mesh: Mesh) -> None:
+def _try_teacher(config: ConfigDict, taught: Taught, source: data_lib.Source, mesh: Mesh) -> None:
     """Before the first step: a teacher that knows no more than chance is a mistake, not a teacher.
 
     Raises:
@@ -184,7 +232,7 @@ def _ported(config: ConfigDict, model: Any, source: data_lib.Source) -> Any:
         raise BadInput(f"config.teacher.weights={config.teacher.weights}: {problem}{advice}") from problem
 
 
-def _as_seen_by_teacher(source: data_lib.Source, teacher: ConfigDict) -> data_lib.Source:
+def as_seen_by_teacher(source: data_lib.Source, teacher: ConfigDict) -> data_lib.Source:
     """The data set with the pixel mean and standard deviation that the teacher's weights know."""
     if not teacher.mean:
         return source
@@ -206,21 +254,18 @@ def _distil(
     workdir: epath.Path,
     source: data_lib.Source,
     mesh: Mesh,
-    taught: _Taught | None,
+    taught: Taught | None,
+    cache: teacher_cache.Cache | None,
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """One student by one method: trained, evaluated, and described in `workdir/result.json`."""
-    with (config := config.copy_and_resolve_references()).unlocked():
-        config.method = method
-    needs_teacher = steps.objective_of(config).needs_teacher
-    trained = train.fit(
-        config,
-        workdir=workdir,
-        source=source,
-        mesh=mesh,
-        teacher=taught.teacher if needs_teacher else None,
-        stop=stop,
-    )
+    config = _with_method(config, method)
+    teacher, batches = (taught.teacher if steps.objective_of(config).needs_teacher else None), source
+    if teacher and cache:
+        # A run from a cache is another run than one with the live teacher: the numbers differ by the rounding.
+        teacher = teacher._replace(fingerprint=f"{teacher.fingerprint}, {cache.about.description}")
+        batches = teacher_cache.WithTeacher(source, cache)
+    trained = train.fit(config, workdir=workdir, source=batches, mesh=mesh, teacher=teacher, stop=stop)
     predictions.leave_clean(
         workdir / "evaluations",
         student=predictions.Network(
@@ -271,7 +316,7 @@ def _distil(
     return result
 
 
-def _teacher_row(taught: _Taught, workdir: epath.Path) -> dict[str, Any]:
+def _teacher_row(taught: Taught, workdir: epath.Path) -> dict[str, Any]:
     """The teacher's row of `result.json`; its evaluation from there, where an earlier run left it."""
     try:
         before = json.loads((workdir / "result.json").read_text())["teacher"]

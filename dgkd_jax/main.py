@@ -4,10 +4,11 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dgkd_jax import command_line, config, job
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
@@ -21,20 +22,35 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is left; defau
 
 def main(argv: list[str]) -> int:
     """Run the job that the command line describes; returns the exit code."""
+
+    def work(settings: ConfigDict, stop: Callable[[], bool]) -> None:
+        results = job.run(settings, _WORKDIR.value, stop=stop)
+        if jax.process_index() == 0:
+            print(f"\n{job.table(results)}\nEverything is in {', '.join(result['workdir'] for result in results)}")
+
+    return command(argv, usage=__doc__, work=work)
+
+
+def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable[[], bool]], None]) -> int:
+    """Parse a command line with --config, join the other processes, do the work; returns the exit code.
+
+    Args:
+        argv: as sys.argv.
+        usage: for --help.
+        work: of the validated configuration and `stop`, which is asked as `train.fit` asks it.
+    """
     try:
-        command_line.parse(argv, usage=__doc__)
+        command_line.parse(argv, usage=usage)
         config.validate(_CONFIG.value)
         set_up(_CONFIG.value)
         _join_processes(_CONFIG.value)
         with Interruption() as interruption:
-            results = job.run(_CONFIG.value, _WORKDIR.value, stop=interruption.agreed)
+            work(_CONFIG.value, interruption.agreed)
     except (BadInput, NumericFailure, StorageFailure, Preempted) as error:
         print(f"dgkd_jax: {error}", file=sys.stderr, flush=True)
         if jax.distributed.is_initialized():
             _keep_exit_code(error.exit_code, seconds=0.5 * _CONFIG.value.heartbeat_timeout_s)
         return error.exit_code
-    if jax.process_index() == 0:
-        print(f"\n{job.table(results)}\nEverything is in {', '.join(result['workdir'] for result in results)}")
     return 0
 
 

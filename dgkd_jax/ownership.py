@@ -53,7 +53,7 @@ def lock(folder: epath.Path) -> Iterator[None]:
         if refused:
             raise BadInput(
                 f"{folder} is in use by another job ({owner or 'seen by the first process'}). "
-                "Wait for its end or stop it, or give another --workdir."
+                "Wait for its end or stop it, or give another folder."
             )
         yield
 

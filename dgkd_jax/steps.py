@@ -150,7 +150,8 @@ def train_step(
     Args:
         state: donated by the caller's `jit`.
         teacher_variables: the teacher's, never changed, never donated; None for method `ce`.
-        batch: {"image": uint8 `[batch, height, width, channels]`, "label": int32 `[batch]`}.
+        batch: {"image": uint8 `[batch, height, width, channels]`, "label": int32 `[batch]`}; with "teacher_logits",
+            float16 `[batch, classes]` (`teacher_cache`), these are taken and the teacher is not run.
         student, teacher: the models' `apply`; the teacher runs in evaluation mode, outside the differentiated function.
         optimizer: as from `state.make_optimizer`.
         objective: what is minimised.
@@ -166,8 +167,8 @@ def train_step(
     images, labels = normalize(batch["image"], mean=mean, std=std), batch["label"]
     teacher_logits = None
     if objective.needs_teacher:
-        seen = normalize(batch["image"], mean=teacher_mean or mean, std=teacher_std or std)
-        teacher_logits = teacher(teacher_variables, seen)
+        seen_as = {"mean": teacher_mean or mean, "std": teacher_std or std}
+        teacher_logits = _teacher_logits(teacher, teacher_variables, batch, **seen_as)
 
     def forward(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -240,8 +241,8 @@ def finite_rows(
     logits, _ = student(state.variables, images, train=True, mutable=["batch_stats"])
     rows = {}
     if objective.needs_teacher:
-        seen = normalize(batch["image"], mean=teacher_mean or mean, std=teacher_std or std)
-        teacher_logits = teacher(teacher_variables, seen)
+        seen_as = {"mean": teacher_mean or mean, "std": teacher_std or std}
+        teacher_logits = _teacher_logits(teacher, teacher_variables, batch, **seen_as)
         rows["teacher logits"] = teacher_logits
     rows |= {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
     if objective.needs_teacher:
@@ -258,6 +259,13 @@ def finite_rows(
             "coupling": jnp.square(gradients[0] - gradients[1]),
         }
     return {name: jnp.isfinite(value).reshape(len(labels), -1).all(axis=1) for name, value in rows.items()}
+
+
+def _teacher_logits(teacher: Apply, variables: Any, batch: dict[str, jax.Array], *, mean, std) -> jax.Array:
+    """What the batch brings along; else the teacher is asked. Where it is not, the compiled step does not hold it."""
+    if "teacher_logits" in batch:
+        return batch["teacher_logits"].astype(jnp.float32)
+    return teacher(variables, normalize(batch["image"], mean=mean, std=std))
 
 
 def loss_terms(

@@ -1,12 +1,14 @@
 """Many runs of one question: regimes × arms × seeds on one data set, each teacher trained once.
 
     python -m dgkd_jax.study --config=configs/study/mnist5k.py [--workers=N] [--seeds=0,1,…] [--regimes=NAME,…]
-        [--arms=NAME,…] [--output=runs/study]
+        [--arms=NAME,…] [--output=runs/study] [--cache-teacher]
     python -m dgkd_jax.study --config=FILE --config=FILE … --results=docs/results.md
 
 Every run is a work directory of its own: the same command goes on where it was, runs only what is not finished, and
-takes a run that fails for a row of its table, not for the end. It ends in the report page. The second form runs
-nothing: it writes what all of these studies found, from the files of their runs, as one document.
+takes a run that fails for a row of its table, not for the end. It ends in the report page. With --cache-teacher the
+arms of a seed share what their teacher says of the training images, which it is then asked but once; a run that began
+without cannot go on with it. The second form runs nothing: it writes what all of these studies found, from the files
+of their runs, as one document.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +121,17 @@ def _run(study: Study, output: str, regime: str, arm: str, seed: int, overrides:
     return Run(regime, arm, seed, config, os.path.join(folder, regime, f"{arm}-seed{seed}"))
 
 
+def with_cache(run: Run) -> Run:
+    """The run with the folder of its teacher's logits, which runs share that have teacher, seed, images and epochs."""
+    if run.config.method == "ce":
+        return run
+    config = run.config.copy_and_resolve_references()
+    shared = [config_rules.of_batches(config), config.teacher.weights, config.epochs]
+    name = zlib.crc32(json.dumps(shared, sort_keys=True).encode())
+    config.teacher.cache = f"{config.teacher.workdir}-logits-{name:08x}"
+    return run._replace(config=config)
+
+
 def outcome(run: Run) -> dict[str, Any]:
     """A row: what became of a run, from the files that it left."""
     row = {"regime": run.regime, "arm": run.arm, "seed": run.seed, "workdir": run.workdir}
@@ -137,12 +150,15 @@ def _last_evaluation(workdir: str) -> dict[str, Any]:
     return [line for line in lines if line["kind"] == "eval"][-1]
 
 
-def _work(runs: list[Run], stopped: Any) -> None:
+def _work(runs: list[Run], stopped: Any, make_caches: bool) -> None:
     """One worker: its runs one after the other, until all are done or the study is ended, even by a kill.
 
     A failure is left as a file beside what the run had written.
+
+    Args:
+        make_caches: of the runs that name one; no two workers may have runs with the same.
     """
-    from dgkd_jax import job, main
+    from dgkd_jax import cache_teacher, job, main
 
     def stop() -> bool:
         return stopped.is_set() or not multiprocessing.parent_process().is_alive()
@@ -153,6 +169,8 @@ def _work(runs: list[Run], stopped: Any) -> None:
             return
         failure = Path(run.workdir, "failure.json")
         try:
+            if make_caches and run.config.teacher.cache:
+                cache_teacher.make(run.config, run.config.teacher.cache, stop=stop)
             job.run(run.config, run.workdir, stop=stop)
             failure.unlink(missing_ok=True)
         except Preempted:
@@ -178,22 +196,41 @@ def conduct(runs: list[Run], *, workers: int) -> None:
     stopped = context.Event()
     waiting = [run for run in runs if outcome(run)["status"] != "done"]
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already", file=sys.stderr, flush=True)
-    teachers: set[str] = set()
-    first, rest = [], []
-    for run in waiting:  # a teacher is trained by the first run that needs it, alone
-        trains_it = run.config.method != "ce" and run.config.teacher.workdir not in teachers
-        (first if trains_it else rest).append(run)
-        if trains_it:
-            teachers.add(run.config.teacher.workdir)
     try:
-        for share in (first, rest):
-            _share_out(share, context, stopped, workers)
+        for share, make_caches in _phases(waiting):
+            _share_out(share, context, stopped, workers, make_caches)
     except KeyboardInterrupt:
         stopped.set()
         raise Preempted("interrupted; the same command goes on from there") from None
 
 
-def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int) -> None:
+def _phases(runs: list[Run]) -> list[tuple[list[Run], bool]]:
+    """(runs that may go on beside each other, whether they make the caches that they name), one after the other.
+
+    A teacher is trained by the first run that needs it, alone; likewise its logits for a seed and its images.
+    """
+    trainers, others = _first_with(runs, lambda config: config.teacher.workdir)
+    makers, rest = _first_with(
+        others, lambda config: config.teacher.cache, but={run.config.teacher.cache for run in trainers}
+    )
+    return [(trainers, True), (makers, True), (rest, False)]
+
+
+def _first_with(
+    runs: list[Run], key: Callable[[ConfigDict], str], but: Iterable[str] = ()
+) -> tuple[list[Run], list[Run]]:
+    """The first run with a teacher of each value of `key` that is not '' or one of `but`; and all others."""
+    seen = {"", *but}
+    first, rest = [], []
+    for run in runs:
+        new = run.config.method != "ce" and key(run.config) not in seen
+        (first if new else rest).append(run)
+        if new:
+            seen.add(key(run.config))
+    return first, rest
+
+
+def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int, make_caches: bool) -> None:
     """Workers take the runs in turn; what a worker that died had left is done by the next one."""
     left = [runs[index::workers] for index in range(workers)]
     processes: dict[int, Any] = {}
@@ -206,7 +243,7 @@ def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int) -> Non
                 _note_death(share, process.exitcode)
             left[index] = [run for run in share if outcome(run)["status"] == "not run"] if process else share
             if left[index]:
-                processes[index] = context.Process(target=_work, args=(left[index], stopped))
+                processes[index] = context.Process(target=_work, args=(left[index], stopped, make_caches))
                 processes[index].start()
         if not any(process.is_alive() for process in processes.values()):
             return
@@ -234,6 +271,8 @@ def main(argv: list[str]) -> int:
             return 0
         (study,) = studies
         runs = _runs(arguments, study)
+        if arguments.cache_teacher:
+            runs = [with_cache(run) for run in runs]
         conduct(runs, workers=arguments.workers)
         rows = [outcome(run) for run in runs]
         print(f"\n{table(rows, baseline=study.baseline)}")
@@ -285,6 +324,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", help="comma-separated; default: the study's")
     parser.add_argument("--regimes", help="comma-separated; default: all")
     parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument("--cache-teacher", action="store_true", help="run each teacher once, for all arms of a seed")
     parser.add_argument("--output", default="runs/study", metavar="DIR", help="default runs/study")
     arguments = parser.parse_args(argv)
     if len(arguments.config) > 1 and not arguments.results:

@@ -49,6 +49,19 @@ def triangle_resize(image, size):
     return np.einsum("ab,bcd,ec->aed", rows, image.astype(np.float64), columns)
 
 
+def plain_resize(image, size):
+    """Bilinear resize without antialiasing: the two nearest pixels of each axis, those at the edge repeated."""
+
+    def between(values, new):
+        old = len(values)
+        centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = np.floor(centres).astype(int)
+        part = (centres - low)[:, None, None]
+        return values[low] * (1 - part) + values[np.minimum(low + 1, old - 1)] * part
+
+    return between(between(image.astype(np.float64), size[0]).swapaxes(0, 1), size[1]).swapaxes(0, 1)
+
+
 # A value that lies within float32's error of a half may round to either side.
 def assert_rounded(result, exact):
     assert result.dtype == np.uint8
@@ -110,11 +123,18 @@ def test_random_window_of_a_strip_is_central(height, width, expected):
     assert tuple(augment.random_window(height, width, uniforms).numpy()) == expected
 
 
+def decode_fast(encoded):
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_FAST", fancy_upscaling=False).numpy()
+
+
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("subsampled", [False, True])
-def test_fused_decode_and_crop_equals_decode_then_crop(rng, subsampled):
+def test_fused_decode_and_crop_equals_decode_then_crop(rng, subsampled, fast):
     encoded = as_jpeg(noise(rng, 75, 100, 3), chroma_downsampling=subsampled)
-    whole = augment.decode(encoded, channels=3).numpy()
-    fused = tf.function(lambda uniforms: augment.decode_random_window(encoded, uniforms, channels=3))
+    exact = augment.decode(encoded, channels=3).numpy()
+    whole = decode_fast(encoded) if fast else exact
+    assert (whole != exact).any() == fast
+    fused = tf.function(lambda uniforms: augment.decode_random_window(encoded, uniforms, channels=3, fast=fast))
     for _ in range(100):
         uniforms = rng.random(22).astype(np.float32)
         top, left, height, width = numpy_window(75, 100, uniforms)
@@ -139,6 +159,20 @@ def test_random_resized_crop_is_numpys(rng, encode, mirror):
         top, left, height, width = numpy_window(90, 70, uniforms)
         exact = triangle_resize(whole[top : top + height, left : left + width], (32, 32))
         result = augment.random_resized_crop(encoded, uniforms, size=32, channels=3).numpy()
+        assert_rounded(result, exact[:, ::-1] if mirror < 0.5 else exact)
+
+
+@pytest.mark.parametrize("mirror", [0.1, 0.9])
+@pytest.mark.parametrize(("encode", "decode"), [(as_jpeg, decode_fast), (as_png, lambda file: tf.io.decode_png(file))])
+def test_fast_random_resized_crop_is_the_same_window_without_antialiasing(rng, encode, decode, mirror):
+    encoded = encode(noise(rng, 90, 70, 3))  # in which antialiasing shows
+    whole = np.asarray(decode(encoded))
+    for size in (16, 80):  # smaller and larger
+        uniforms = np.append(rng.random(22), mirror).astype(np.float32)
+        top, left, height, width = numpy_window(90, 70, uniforms)
+        window = whole[top : top + height, left : left + width]
+        exact = plain_resize(window, (size, size))
+        result = augment.random_resized_crop(encoded, uniforms, size=size, channels=3, fast=True).numpy()
         assert_rounded(result, exact[:, ::-1] if mirror < 0.5 else exact)
 
 
@@ -174,6 +208,15 @@ def test_resize_is_pils(rng, interpolation, shape):
         # PIL rounds after each axis. Its weights are integers of 22 bits, so a value near a half may go the other way
         # (bicubic), or is not rounded in between (bilinear); the second axis can make 2 of that 1.
         assert np.abs(result - expected).max() <= 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(41, 57), (90, 64), (300, 35), (90, 104), (1, 1)])
+def test_resizing_row_by_row_gives_the_whole_operations_pixels(rng, shape, channels):
+    """Bit for bit: the same products are summed in the same order, the rows first."""
+    image = noise(rng, 90, 104, channels)
+    expected = augment.to_uint8(tf.image.resize(image, shape, antialias=True))
+    np.testing.assert_array_equal(augment.resized(image, np.array(shape), interpolation="bilinear"), expected)
 
 
 def test_an_image_smaller_than_the_view_is_an_error(rng):

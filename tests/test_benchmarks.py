@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import report, scaling, training
+from benchmarks import scaling, side_by_side, training
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,11 +53,17 @@ def test_the_scaling_model_of_a_ring():
     np.testing.assert_allclose(scaling.weak_scaling(devices=2, latency_us=1000.0, **at), 1 / 3, rtol=1e-15)
 
 
-def test_calls_are_timed_in_turn_after_one_call_each():
+def test_calls_are_timed_in_turns_after_one_call_each():
     calls = []
-    times = report.alternately({name: lambda name=name: calls.append(name) for name in "ab"}, seconds=0.0)
-    assert "".join(calls) == "ab" * 4
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = side_by_side.alternate(runs, rounds=9, seconds=0.0)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"  # three rounds, though there was no time for one
     assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_compares_the_same_round():
+    times = {"ours": [1.0, 2.0, 8.0], "theirs": [3.0, 2.0, 4.0]}
+    assert side_by_side.ratio(times, "ours", "theirs") == (1.0, 0.5, 3.0)
 
 
 def command(name, *arguments, before=""):

@@ -87,7 +87,7 @@ def test_started_at_a_step_it_yields_what_it_yields_when_it_comes_there(digits, 
 
 
 @HELD_OR_STREAMED
-@pytest.mark.parametrize("augment", ["none", "pad_crop_flip", "random_resized_crop"])
+@pytest.mark.parametrize("augment", ["none", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast"])
 def test_photos_started_at_a_step(photos, shuffle_buffer, augment):
     source = photos(augment=augment, shuffle_buffer=shuffle_buffer)
     through = take(source, 12, batch_size=4)  # 5 steps per epoch
@@ -97,6 +97,14 @@ def test_photos_started_at_a_step(photos, shuffle_buffer, augment):
         assert batch["label"].dtype == np.int32
     for start in (3, 5, 11):
         assert_same(take(source, 12 - start, batch_size=4, start_step=start), through[start:])
+
+
+def test_fast_crops_are_other_pixels_of_the_same_examples(photos):
+    (exact,), (fast,) = (take(photos(augment=f"random_resized_crop{kind}"), 1, batch_size=20) for kind in ("", "_fast"))
+    np.testing.assert_array_equal(fast["label"], exact["label"])
+    assert (fast["image"] != exact["image"]).any()
+    # Stripes of 20 grey levels, weighted otherwise; another window of another image would differ by up to 200.
+    assert np.abs(fast["image"].astype(int) - exact["image"]).max() <= 20
 
 
 @HELD_OR_STREAMED

@@ -42,6 +42,9 @@ ALLOWED = {
     "config": {"data", "errors", "losses", "models", "steps"},
     "command_line": {"config", "errors"},
     "ownership": {"config", "data", "errors"},
+    "top_classes": set(),
+    "logit_files": {"errors", "top_classes"},
+    "teacher_cache": {"config", "data", "errors", "logit_files", "steps"},
     "program": {"data", "errors", "evaluate", "models", "sharding", "state", "steps"},
     "feed": {"data", "program", "sharding"},
     "train": {
@@ -50,7 +53,11 @@ ALLOWED = {
     },
     "job": {
         "checkpoint", "config", "data", "errors", "models", "predictions", "program", "progress", "sharding", "steps",
-        "torch_port", "train", "weight_files",
+        "teacher_cache", "torch_port", "train", "weight_files",
+    },
+    "cache_teacher": {
+        "data", "errors", "faults", "job", "logit_files", "main", "ownership", "program", "progress", "sharding",
+        "steps", "teacher_cache",
     },
     "export": {"__version__", "checkpoint", "errors", "models", "program", "torch_port", "weight_files"},
     "robustness": {
@@ -59,7 +66,7 @@ ALLOWED = {
     },
     "parity": {"errors", "losses", "models", "state", "steps", "torch_names", "torch_port"},
     "landscape": {"analysis"},
-    "study": {"analysis", "config", "errors", "job", "main", "report"},
+    "study": {"analysis", "cache_teacher", "config", "errors", "job", "main", "report"},
     "report": {"analysis", "errors"},
     "main": {"command_line", "config", "errors", "interruption", "job"},
 }  # fmt: skip

@@ -119,6 +119,7 @@ def test_readers_that_do_not_divide_the_work_are_refused_as_by_the_pipeline(colo
     [
         ({}, True),
         ({"augment": "random_resized_crop"}, False),
+        ({"augment": "random_resized_crop_fast"}, False),
         ({"shuffle_buffer": 16}, False),
         ({"on_device_mib": 0}, False),
         ({"mock": True, "name": "cifar10"}, False),

@@ -1,5 +1,6 @@
 """The document of a study says what the runs' numbers say, and no more."""
 
+import itertools
 import json
 
 import numpy as np
@@ -112,6 +113,46 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert study.main([*command, f"--results={tmp_path / 'results.md'}"]) == 0
     text = (tmp_path / "results.md").read_text()
     assert "2 of 3 planned runs are done, 1 failed" in text
+
+
+def test_the_arms_of_a_seed_share_their_teachers_logits(tmp_path, monkeypatch):
+    file = tmp_path / "tiny.py"
+    file.write_text(STUDY)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert study.main([f"--config={file}", f"--output={tmp_path}", "--arms=dkd,kd", "--cache-teacher"]) == 0
+    (manifest,) = (tmp_path / "tiny").glob("teacher-*-logits-*/manifest.json")
+    for arm in ("dkd", "kd"):
+        config = json.loads((tmp_path / "tiny" / "standard" / f"{arm}-seed0" / "config.json").read_text())
+        assert config["teacher"]["cache"] == str(manifest.parent)
+
+
+def test_each_teacher_and_each_cache_is_made_by_one_run_before_others_need_it(tmp_path):
+    planned = mnist5k.get_study()
+    everything = {"regimes": planned.regimes, "arms": planned.arms}
+    runs = study.runs_of(planned, output=str(tmp_path), seeds=(0, 1, 2), **everything)
+    plain = [[run.workdir for run in phase] for phase, _ in study._phases(runs)]
+    cached = [
+        ([run.workdir for run in phase], made) for phase, made in study._phases(list(map(study.with_cache, runs)))
+    ]
+    # Without caches: one run for each teacher, then all others.
+    by_workdir = {run.workdir: study.with_cache(run).config for run in runs}
+    teachers = {config.teacher.workdir for config in by_workdir.values()}
+    assert len(plain[0]) == len(teachers) > 1
+    assert plain[1] == []
+    for phases in (plain, [phase for phase, _ in cached]):
+        assert sorted(itertools.chain(*phases)) == sorted(by_workdir)
+    # With them: besides, one for each teacher, seed, images and number of epochs.
+    makers = [by_workdir[workdir].teacher.cache for phase, made in cached if made for workdir in phase]
+    assert cached[0][0] == plain[0]
+    assert len(makers) == len(set(makers))
+    assert set(makers) == {config.teacher.cache for config in by_workdir.values() if config.method != "ce"}
+    assert not cached[2][1]
+    for config in by_workdir.values():
+        others = [each for each in by_workdir.values() if each.teacher.cache == config.teacher.cache != ""]
+        assert {(each.seed, each.epochs, each.teacher.workdir) for each in others} <= {
+            (config.seed, config.epochs, config.teacher.workdir)
+        }
+    assert {config.teacher.cache for config in by_workdir.values() if config.method == "ce"} == {""}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dgkd_jax.data import datasets
 from dgkd_jax.data.mock import MockSource
 from dgkd_jax.errors import BadInput
 
-AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop")
+AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast")
 INTERPOLATIONS = ("bilinear", "bicubic")
 _MIB = 2**20
 _MEMORY_LIMIT = 2**30  # bytes of encoded training images that may stay in memory
@@ -179,7 +179,7 @@ def open_source(data: Any) -> Source:
 
     num_train = _train_examples(data, splits["train"].num_examples)
     # Crops that are resized stay the host's work, and a set with a shuffle buffer is one that does not fit in memory.
-    can_be_on_device = data.augment != "random_resized_crop" and data.shuffle_buffer == 0
+    can_be_on_device = not data.augment.startswith("random_resized_crop") and data.shuffle_buffer == 0
     decoded_bytes = num_train * math.prod(shared["image_shape"])
     return TfdsSource(
         **shared,

@@ -5,8 +5,10 @@ stateless generator: an image is then a function of (seed, epoch, position), and
 
 JPEG is decoded with the accurate inverse DCT and smooth chroma upsampling, and resizing is bilinear (at evaluation
 perhaps bicubic) with antialiasing (the filter widens where it shrinks), because PIL does both: decoding equals PIL's
-bit for bit and resizing within two grey levels, so PyTorch's published weights see the images that they know. A resize
-without antialiasing would save a third of the time per ImageNet image. EXIF rotation is ignored, as torchvision does.
+bit for bit and resizing within two grey levels, so PyTorch's published weights see the images that they know. EXIF
+rotation is ignored, as torchvision does.
+
+What takes the time, and what was tried, is in docs/performance.md, section "Data".
 """
 
 import math
@@ -17,6 +19,7 @@ CROP_ATTEMPTS = 10
 PAD_CROP_UNIFORMS = 3
 RANDOM_RESIZED_CROP_UNIFORMS = 2 * CROP_ATTEMPTS + 3
 _ACCURATE = "INTEGER_ACCURATE"
+_FAST = "INTEGER_FAST"
 
 
 def decode(encoded: tf.Tensor, *, channels: int) -> tf.Tensor:
@@ -44,7 +47,8 @@ def flip(image: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         image: [height, width, channels].
         uniform: scalar in [0, 1).
     """
-    return tf.cond(uniform < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
+    # Of no axis or of axis 1: a tf.cond in a graph makes all of the graph slower.
+    return tf.reverse(image, tf.fill([tf.cast(uniform < 0.5, tf.int32)], 1))
 
 
 def pad_crop(image: tf.Tensor, uniforms: tf.Tensor, *, size: int, mirror: bool) -> tf.Tensor:
@@ -89,60 +93,82 @@ def random_window(height: tf.Tensor, width: tf.Tensor, uniforms: tf.Tensor) -> t
     log_low, log_high = math.log(low), math.log(high)
     shape = tf.exp(log_low + (log_high - log_low) * uniforms[CROP_ATTEMPTS : 2 * CROP_ATTEMPTS])
     # The central window stands last and always fits, so that one look-up serves both cases.
-    heights = tf.concat([tf.sqrt(area / shape), [tf.minimum(rows, columns / low)]], 0)
-    widths = tf.concat([tf.sqrt(area * shape), [tf.minimum(columns, rows * high)]], 0)
-    heights, widths = tf.cast(tf.round(heights), tf.int32), tf.cast(tf.round(widths), tf.int32)
-    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    central = [[tf.minimum(rows, columns / low)], [tf.minimum(columns, rows * high)]]
+    sizes = tf.concat([tf.sqrt(tf.stack([area / shape, area * shape])), central], 1)
+    sizes = tf.cast(tf.round(sizes), tf.int32)
+    whole = tf.stack([height, width])
+    fits = tf.reduce_all((sizes > 0) & (sizes <= whole[:, None]), 0)
     chosen = tf.argmax(tf.cast(fits, tf.int32), output_type=tf.int32)  # the first that fits
-    size = tf.stack([heights[chosen], widths[chosen]])
-    room = tf.stack([height, width]) - size
+    size = sizes[:, chosen]
+    room = whole - size
     placed = tf.cast(uniforms[2 * CROP_ATTEMPTS :] * tf.cast(room + 1, tf.float32), tf.int32)
     corner = tf.where(chosen < CROP_ATTEMPTS, placed, room // 2)
     return tf.concat([corner, size], 0)
 
 
-def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: int) -> tf.Tensor:
+def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: int, fast: bool = False) -> tf.Tensor:
     """Decode the part of an image that lies in `random_window`; of a JPEG only the blocks that it touches.
 
     Args:
         encoded: scalar string, JPEG or PNG.
         uniforms: [22], see `random_window`.
+        fast: decode a JPEG's frequencies with fewer bits and repeat its chroma instead of interpolating it.
 
     Returns:
         [window height, window width, channels] uint8.
     """
 
-    def jpeg():
-        shape = tf.image.extract_jpeg_shape(encoded)
-        window = random_window(shape[0], shape[1], uniforms)
-        # Chroma at the edge of a window is interpolated without what lies outside: decode a column more on each side.
-        before, after = tf.minimum(window[1], 1), tf.minimum(shape[1] - window[1] - window[3], 1)
-        wider = window + tf.stack([0, -before, 0, before + after])
-        image = tf.image.decode_and_crop_jpeg(encoded, wider, channels=channels, dct_method=_ACCURATE)
-        return tf.slice(image, [0, before, 0], [-1, window[3], -1])
+    # Two small branches and what they share outside: with all of it in each of two branches an image takes measurably
+    # longer, for a graph costs by its operations, whether they run or not.
+    jpeg = tf.io.is_jpeg(encoded)
 
-    def other():
+    def header():
+        return tf.image.extract_jpeg_shape(encoded), tf.zeros([0, 0, channels], tf.uint8)
+
+    def pixels():
         image = decode(encoded, channels=channels)
-        shape = tf.shape(image)
-        window = random_window(shape[0], shape[1], uniforms)
-        return tf.slice(image, [window[0], window[1], 0], [window[2], window[3], -1])
+        return tf.shape(image), image
 
-    return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+    shape, image = tf.cond(jpeg, header, pixels)
+    window = random_window(shape[0], shape[1], uniforms)
+
+    def part(window: tf.Tensor) -> tf.Tensor:
+        how = {"dct_method": _FAST if fast else _ACCURATE, "fancy_upscaling": not fast}
+        return tf.cond(
+            jpeg,
+            lambda: tf.image.decode_and_crop_jpeg(encoded, window, channels=channels, **how),
+            lambda: tf.slice(image, [window[0], window[1], 0], [window[2], window[3], -1]),
+        )
+
+    if fast:
+        return part(window)
+    # Chroma at the edge of a window is interpolated without what lies outside: decode a column more on each side.
+    before, after = tf.minimum(window[1], 1), tf.minimum(shape[1] - window[1] - window[3], 1)
+    return tf.slice(part(window + tf.stack([0, -before, 0, before + after])), [0, before, 0], [-1, window[3], -1])
 
 
-def random_resized_crop(encoded: tf.Tensor, uniforms: tf.Tensor, *, size: int, channels: int) -> tf.Tensor:
+def random_resized_crop(
+    encoded: tf.Tensor, uniforms: tf.Tensor, *, size: int, channels: int, fast: bool = False
+) -> tf.Tensor:
     """A random window of the image, resized to a square and mirrored with probability 1/2.
 
     Args:
         encoded: scalar string, JPEG or PNG.
         uniforms: [23] float32 in [0, 1): 22 of `random_window`, then mirror.
         size: side of the result in pixels.
+        fast: decode as `decode_random_window` says, and resize without antialiasing, as OpenCV's `INTER_LINEAR` does.
+            Where an image shrinks, fine patterns then turn into coarse ones, which PIL's images do not have.
 
     Returns:
         [size, size, channels] uint8.
     """
-    window = decode_random_window(encoded, uniforms[:-1], channels=channels)
-    return flip(to_uint8(tf.image.resize(window, [size, size], antialias=True)), uniforms[-1])
+    window = decode_random_window(encoded, uniforms[:-1], channels=channels, fast=fast)
+    if fast:
+        # Of floats: the operation loads a pixel of floats at once, one of bytes number by number.
+        image = _rounded_mean(tf.image.resize(tf.cast(window, tf.float32), [size, size]))
+    else:
+        image = resized(window, [size, size], interpolation="bilinear")
+    return flip(image, uniforms[-1])
 
 
 def resized(image: tf.Tensor, shape: tf.Tensor, *, interpolation: str) -> tf.Tensor:
@@ -150,18 +176,44 @@ def resized(image: tf.Tensor, shape: tf.Tensor, *, interpolation: str) -> tf.Ten
 
     Args:
         image: [height, width, channels] uint8.
-        shape: [2] int32, the new height and width.
+        shape: [2] int32 or two numbers, the new height and width.
         interpolation: "bilinear" or "bicubic" (Keys' kernel with a = -1/2), with antialiasing.
 
     Returns:
         [new height, new width, channels] uint8.
     """
+    height, width = shape[0], shape[1]
     if interpolation == "bicubic":
         # PIL rounds and clips after each axis, the width first. This kernel overshoots at edges, so the clipping shows:
-        # up to 7 grey levels without this pass.
-        across = tf.stack([tf.shape(image)[0], shape[1]])
-        image = to_uint8(tf.image.resize(image, across, interpolation, antialias=True))
-    return to_uint8(tf.image.resize(image, shape, interpolation, antialias=True))
+        # up to 7 grey levels if only the end is rounded.
+        across = to_uint8(_with_rows(_transposed(image), width, kernel="keyscubic"))
+        return to_uint8(_with_rows(_transposed(across), height, kernel="keyscubic"))
+    down = _with_rows(image, height, kernel="triangle")
+    return _rounded_mean(_transposed(_with_rows(_transposed(down), width, kernel="triangle")))
+
+
+def _rounded_mean(image: tf.Tensor) -> tf.Tensor:
+    """`to_uint8` of weighted means of uint8 values, which leave no room for clipping."""
+    return tf.cast(tf.round(image), tf.uint8)
+
+
+def _transposed(image: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(image, [1, 0, 2])
+
+
+def _with_rows(image: tf.Tensor, rows: int | tf.Tensor, *, kernel: str) -> tf.Tensor:
+    """The image with another number of rows, antialiased; float32, not rounded.
+
+    The same operation does both axes at once, but the second pixel by pixel with three channels at a time, which takes
+    several times as long as whole rows do. So `resized` transposes the image in between; the numbers are the same.
+    """
+    before, columns, channels = tf.unstack(tf.shape(image))
+    scale = tf.stack([tf.cast(rows, tf.float32) / tf.cast(before, tf.float32), 1.0])
+    as_channels = tf.reshape(image, [1, before, 1, -1])  # a row is one pixel with many channels
+    result = tf.raw_ops.ScaleAndTranslate(
+        images=as_channels, size=[rows, 1], scale=scale, translation=[0.0, 0.0], kernel_type=kernel, antialias=True
+    )
+    return tf.reshape(result, [rows, columns, channels])
 
 
 def central_view(

@@ -296,9 +296,10 @@ class TfdsSource:
 
     def _train_image(self, encoded: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         size, _, channels = self.image_shape
-        if self.augment == "random_resized_crop":
+        if self.augment.startswith("random_resized_crop"):
             uniforms = tf.random.stateless_uniform([augment.RANDOM_RESIZED_CROP_UNIFORMS], key)
-            return augment.random_resized_crop(encoded, uniforms, size=size, channels=channels)
+            fast = self.augment == "random_resized_crop_fast"
+            return augment.random_resized_crop(encoded, uniforms, size=size, channels=channels, fast=fast)
         image = self._eval_image(encoded)
         if self.augment == "none":
             return image
