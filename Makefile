@@ -48,6 +48,7 @@ BENCH_data := --images=128 --rounds=3
 BENCH_startup := --config=configs/mnist5k.py --runs=2
 ## make bench   the benchmarks on this machine's CPU, beside PyTorch, which it installs (tables; JSON in runs/bench)
 bench: $(TORCH_READY)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	mkdir -p runs/bench
 	set -e; $(foreach name,loss step data startup scaling resume resident,\
 	  $(BIN)/python -m benchmarks.$(name) $(BENCH_$(name)) --output=runs/bench/$(name).json;)
