@@ -16,6 +16,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shlex
 import sys
 import time
 import zlib
@@ -29,6 +30,8 @@ from dgkd_jax import config as config_rules
 from dgkd_jax import report
 from dgkd_jax.analysis import results
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
+
+OUTPUT = "runs/study"
 
 
 class Study(NamedTuple):
@@ -317,8 +320,15 @@ def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
             raise BadInput(f"no run of {path} is done beneath {arguments.output}; first run it, without --results")
         planned = [(run.regime, run.arm, run.seed) for run in runs]
         found.append(results.Found(study.name, path, study.about, study.baseline, planned, rows))
-    command = "python -m dgkd_jax.study " + " ".join(f"--config={path}" for path in arguments.config)
-    text = results.markdown(found, command=f"{command} --results={arguments.results}")
+    given = {
+        "seeds": arguments.seeds,
+        "regimes": arguments.regimes,
+        "arms": arguments.arms,
+        "output": None if arguments.output == OUTPUT else arguments.output,
+    }
+    options = "".join(f" --{name}={shlex.quote(value)}" for name, value in given.items() if value is not None)
+    options += " --cache-teacher" if arguments.cache_teacher else ""
+    text = results.markdown(found, options=options, output=arguments.results)
     Path(arguments.results).write_text(text)
     return f"{arguments.results}: {sum(row['status'] == 'done' for study in found for row in study.rows)} runs"
 
@@ -338,7 +348,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--regimes", help="comma-separated; default: all")
     parser.add_argument("--arms", help="comma-separated; default: all")
     parser.add_argument("--cache-teacher", action="store_true", help="run each teacher once, for all arms of a seed")
-    parser.add_argument("--output", default="runs/study", metavar="DIR", help="default runs/study")
+    parser.add_argument("--output", default=OUTPUT, metavar="DIR", help=f"default {OUTPUT}")
     arguments = parser.parse_args(argv)
     if len(arguments.config) > 1 and not arguments.results:
         refuse("several --config go with --results only; run the studies one after the other")

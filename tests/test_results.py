@@ -49,7 +49,9 @@ def test_a_large_difference_on_two_seeds_is_no_verdict():
 
 def test_the_answer_tells_what_holds_on_every_set_from_what_holds_on_one():
     text = results.markdown(
-        [found("digits", dkd=BASE, a=BETTER, b=BETTER), found("clothes", dkd=BASE, a=BETTER, b=NOISE)], command="CMD"
+        [found("digits", dkd=BASE, a=BETTER, b=BETTER), found("clothes", dkd=BASE, a=BETTER, b=NOISE)],
+        options=" --seeds=0,1,2,3,4",
+        output="R.md",
     )
     assert "- Better than the baseline on every set: a (standard)." in text
     assert "- Better than the baseline on some: b (standard; digits)." in text
@@ -59,13 +61,26 @@ def test_the_answer_tells_what_holds_on_every_set_from_what_holds_on_one():
     error = np.std((np.array(BETTER) - BASE) * 100, ddof=1) / 5**0.5
     assert f"| a | 5 | 96.00 ± {deviation:.2f} | +1.00 ± {error:.2f} |" in text
     assert "Planned and not run, so nothing can be said of them: standard: never." in text
-    assert "`CMD`" in text
+    both = "--config=configs/study/digits.py --config=configs/study/clothes.py"
+    assert f"`python -m dgkd_jax.study {both} --seeds=0,1,2,3,4 --results=R.md`" in text
+    assert "    python -m dgkd_jax.study --config=configs/study/digits.py --seeds=0,1,2,3,4\n" in text
+
+
+def test_who_is_ahead_everywhere_without_a_verdict_is_named_as_a_candidate():
+    ahead = [b + d for b, d in zip(BASE, (0.001, 0.002, 0.0004, -0.0002, 0.0012), strict=True)]  # t = 2.4, p = 0.08
+    text = results.markdown(
+        [found("digits", dkd=BASE, a=ahead, b=ahead), found("clothes", dkd=BASE, a=ahead, b=NOISE)],
+        options="",
+        output="R.md",
+    )
+    assert "- Better than the baseline on some: none." in text
+    assert "before any correction, so to be looked at again on fresh seeds: a (standard)." in text
 
 
 def test_failed_runs_are_named_and_in_no_mean():
     study_ = found(dkd=BASE, a=BETTER[:4])
     failed = {"regime": "standard", "arm": "a", "seed": 4, "workdir": "w", "status": "failed", "error": "lost"}
-    text = results.markdown([study_._replace(rows=[*study_.rows, failed])], command="CMD")
+    text = results.markdown([study_._replace(rows=[*study_.rows, failed])], options="", output="R.md")
     assert "- failed: standard / a, seed 4: lost" in text
     assert "| a | 4 |" in text
 

@@ -5,6 +5,7 @@ t-test, corrected by Holm's method for all comparisons of the document) is below
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,10 +55,14 @@ class Verdict(NamedTuple):
     @property
     def says(self) -> str:
         """`better`, `worse` or `not shown`."""
-        difference = self.comparison
-        if self.corrected is None or self.corrected >= LEVEL or abs(difference.mean) <= 2 * difference.standard_error:
+        if self.corrected is None or self.corrected >= LEVEL or not self.is_apart:
             return "not shown"
-        return "better" if difference.mean > 0 else "worse"
+        return "better" if self.comparison.mean > 0 else "worse"
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the difference was tested and is more than two standard errors, before any correction."""
+        return self.comparison.p is not None and abs(self.comparison.mean) > 2 * self.comparison.standard_error
 
 
 def verdicts(studies: Iterable[Found]) -> list[Verdict]:
@@ -77,17 +82,20 @@ def verdicts(studies: Iterable[Found]) -> list[Verdict]:
     return found
 
 
-def markdown(studies: Sequence[Found], *, command: str) -> str:
+def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
     """The whole document.
 
     Args:
-        command: that writes it.
+        options: of the commands that do the runs and that write it, each after a space; such as " --seeds=5,6".
+        output: where it is written.
     """
+    command = "python -m dgkd_jax.study " + " ".join(f"--config={study.config}" for study in studies)
+    command += f"{options} --results={output}"
     found = verdicts(studies)
     parts = [
         "# What the coupling does to accuracy\n",
         f"Written by the command `{command}` from the files that the runs left; run the studies first:\n",
-        "\n".join(f"    python -m dgkd_jax.study --config={study.config}" for study in studies) + "\n",
+        "\n".join(f"    python -m dgkd_jax.study --config={study.config}{options}" for study in studies) + "\n",
         _answer(studies, found),
         *(_study(study, [verdict for verdict in found if verdict.study == study.name]) for study in studies),
         "## How to read this\n",
@@ -114,6 +122,12 @@ def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
         ]
         lines.append(f"- {title} on every set: {', '.join(on_all) or 'none'}.")
         lines.append(f"- {title} on some: {', '.join(on_some) or 'none'}.")
+    ahead = Counter((v.regime, v.arm) for v in found if v.is_apart and v.comparison.mean > 0)
+    candidates = [f"{arm} ({regime})" for (regime, arm), sets in ahead.items() if sets == len(names)]
+    lines.append(
+        "- Ahead by more than two standard errors on every set, before any correction, so to be looked at again on "
+        f"fresh seeds: {', '.join(candidates) or 'none'}."
+    )
     open_ = sum(verdict.says == "not shown" for verdict in found)
     lines.append(f"- Of {len(found)} comparisons, {open_} show no difference: too small for these seeds, or none.\n")
     return "\n".join(lines)
