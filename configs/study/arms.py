@@ -14,6 +14,9 @@ def _dgkd(convention: str, epsilon: float, **more) -> dict:
 
 BASELINE = "dkd"
 
+# Added when the first seeds were in, to ask whether alignment does more than a stronger distillation term would.
+CONTROL = {"dkd doubled": {"method": "dkd", "dkd.alpha": 2.0, "dkd.beta": 4.0}}
+
 ARMS = {
     "ce": {"method": "ce"},
     "kd": {"method": "kd"},
@@ -40,10 +43,10 @@ ARMS = {
     "wasserstein 0.3": _dgkd("per_sample", 0.3, distance="wasserstein"),
     "parameters 0.1": _dgkd("per_sample", 0.1, wrt="params"),
     "parameters -0.1": _dgkd("per_sample", -0.1, wrt="params"),
-}
+} | CONTROL
 
 # In the other regimes: the baseline and the forms with a chance of their own.
-_FEW = ("dkd", "per_sample 0.1", "per_sample 1", "per_sample -0.5", "self_normalized -3")
+_FEW = ("dkd", "per_sample 0.1", "per_sample 1", "per_sample -0.5", "self_normalized -3", *CONTROL)
 
 
 def regimes(*, few: int, epochs: int) -> dict:
