@@ -18,7 +18,8 @@ def config(method: str, seed: int, *, data: str = "mnist5k", epsilon: float = 0.
     """The content of a config.json, shortened."""
     return {
         "name": "example", "method": method, "seed": seed, "student": {"model": "small_cnn_w8"},
-        "teacher": {"model": "small_cnn_w24"}, "data": {"name": data, "mock": False, "dir": f"/data/{seed}"},
+        "teacher": {"model": "small_cnn_w24", "cache": f"/logits/{seed}"}, "eval_every": 1.0 + seed,
+        "data": {"name": data, "mock": False, "dir": f"/data/{seed}"},
         "dkd": {"alpha": 1.0, "beta": 2.0}, "dgkd": {"epsilon": epsilon, "convention": "per_sample"}, "epochs": epochs,
     }  # fmt: skip
 

@@ -86,7 +86,7 @@ def test_evaluations_are_read_by_the_name_of_their_data_and_damaged_arrays_are_n
 
 
 def test_runs_that_differ_in_seed_and_places_are_one_group(tmp_path):
-    """`write_run` gives every seed another data.dir."""
+    """`write_run` gives every seed another data.dir, teacher.cache and eval_every."""
     found = [read(write_run(tmp_path, method, seed, accuracy=0.9)) for method in ("dkd", "ce") for seed in (2, 0, 1)]
     groups, notes = runs.group(found)
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [

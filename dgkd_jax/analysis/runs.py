@@ -19,11 +19,13 @@ from etils import epath
 _SECTIONS = {"ce": (), "kd": ("kd",), "dkd": ("dkd",), "dgkd": ("dkd", "dgkd"), "logit_mse": ("logit_mse",)}
 _METHOD_SECTIONS = {"kd", "dkd", "dgkd", "logit_mse"}
 
-# Where things lie and how often something is written: none of it changes what is computed.
+# Where things lie and how often something is written or evaluated: none of it changes what is computed. A cache of the
+# teacher's logits does, by their rounding to float16, and is another one for each seed.
 _PLACES = {
-    "name", "compilation_cache", "log_every", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp",
-    "join_timeout_s", "heartbeat_timeout_s", "data.dir", "data.manual_dir", "data.download", "data.max_bad_images",
-    "teacher.workdir",
+    "name", "compilation_cache", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "watchdog_s",
+    "mesh.fsdp", "join_timeout_s", "heartbeat_timeout_s", "data.dir", "data.manual_dir", "data.download",
+    "data.max_bad_images", "data.on_device_mib", "steps_per_call",
+    "teacher.workdir", "teacher.cache",
 }  # fmt: skip
 
 _SEED_SUFFIX = re.compile(r"[-_]?seed[-_]?\d+$")
