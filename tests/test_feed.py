@@ -1,11 +1,10 @@
 """Training from the device's memory is training on the host's batches, in any number of steps per call."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_train import lines
 
 from benchmarks import scaling
 from configs import mnist5k
@@ -78,11 +77,6 @@ class InMemory:
             yield {"image": np.stack(images), "label": self._set["label"][rows["index"][step % EPOCH]]}
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-
-
 def parts(config, mesh, *, on_device):
     source = InMemory(config, on_device=on_device)
     model = models.create("small_cnn_w8", num_classes=source.num_classes)
@@ -93,16 +87,6 @@ def parts(config, mesh, *, on_device):
 def fit(config, workdir, mesh, *, on_device=True, **more):
     source, teacher = parts(config, mesh, on_device=on_device)
     return train.fit(config, workdir=workdir, source=source, mesh=mesh, teacher=teacher, **more)
-
-
-def lines(workdir):
-    """What metrics.jsonl says of the run and not of its speed."""
-    parsed = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if name != "images_per_second"}
-        for line in parsed
-        if line["kind"] != "goodput"
-    ]
 
 
 def assert_bit_equal(found, expected):

@@ -89,11 +89,6 @@ def lines(workdir):
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, one_device):
     """Of DGKD with everything that carries state: momentum, BatchNorm, an average, a warm-up and a moving ε."""
     workdir = tmp_path_factory.mktemp("uninterrupted")
