@@ -4,37 +4,27 @@ import itertools
 
 import numpy as np
 from etils import epath
+from small_runs import small
 
-from configs import mnist5k
 from dgkd_jax import cache_teacher, job, logit_files, steps, teacher_cache
-from dgkd_jax import config as rules
 
 EPOCH, BATCH, CLASSES = 4, 16, 10  # steps, rows, classes of `tiny`
 
 
 def tiny(**changes):
     """Two epochs of four steps on generated images; the teacher has random weights."""
-    config = mnist5k.get_config()
-    config.update_from_flattened_dict(
-        {
-            "method": "dkd",
-            "student.model": "small_cnn_w4",
-            "teacher.model": "small_cnn_w8",
-            "teacher.weights": "nowhere.npz",
-            "data.mock": True,
-            "data.image_size": 16,
-            "data.mock_train_examples": 70,  # 4 batches and a rest
-            "data.mock_eval_examples": 16,
-            "batch_size": BATCH,
-            "eval_batch_size": 8,
-            "epochs": 2,
-            "log_every": 1,
-            "diagnose": False,
-        }
-        | changes
-    )
-    rules.validate(config)
-    return config
+    own = {
+        "method": "dkd",
+        "student.model": "small_cnn_w4",
+        "teacher.weights": "nowhere.npz",
+        "data.mock_train_examples": 70,  # 4 batches and a rest
+        "data.mock_eval_examples": 16,
+        "eval_batch_size": 8,
+        "epochs": 2,
+        "log_every": 1,
+        "diagnose": False,
+    }
+    return small(**own | changes)
 
 
 def use_small_blocks(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from cached_logits import files_of, make, open_cache, tiny, use_small_blocks
+from small_runs import Asked
 
 from dgkd_jax import cache_teacher, job, logit_files
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
@@ -14,22 +15,11 @@ def small_blocks(monkeypatch, tmp_path):
     use_small_blocks(monkeypatch, tmp_path)
 
 
-class Asked:
-    """Says to stop at the `number`-th question, one after each step."""
-
-    def __init__(self, number):
-        self._left = number
-
-    def __call__(self):
-        self._left -= 1
-        return self._left <= 0
-
-
 @pytest.mark.parametrize("step", [1, 3, 6])
 def test_an_interrupted_cache_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, step):
     make(tmp_path / "whole")
     with pytest.raises(Preempted, match=f"stopped after {step} of 8 batches"):
-        make(tmp_path / "c", stop=Asked(step))
+        make(tmp_path / "c", stop=Asked(step - 1))
     with pytest.raises(BadInput, match=r"holds less than config.epochs=2: the first step .*cache_teacher --output="):
         open_cache(tmp_path / "c")
     whole_before = {1: 0, 3: 1, 6: 2}[step]  # of 3, 1, 3 and 1 steps

@@ -56,13 +56,9 @@ def evaluated(networks, split, mesh, *, size=BATCH, pixels=(None, None), **optio
         return evaluator(sharding.place(place(variables), mesh), batches(split, size=size), num_examples=EXAMPLES)
 
 
-def one_device():
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-
-
 @pytest.fixture(scope="module")
-def on_one_device(networks, split):
-    return evaluated(networks, split, one_device(), diagnose=True)
+def on_one_device(networks, split, one_device):
+    return evaluated(networks, split, one_device, diagnose=True)
 
 
 def test_every_number_is_that_of_the_whole_split(networks, split, on_one_device):
@@ -88,9 +84,9 @@ def test_every_number_is_that_of_the_whole_split(networks, split, on_one_device)
     np.testing.assert_allclose(on_one_device["class_accuracy"], by_class, rtol=1e-15)
 
 
-def test_a_teacher_is_compared_on_its_own_pixels(networks, split):
+def test_a_teacher_is_compared_on_its_own_pixels(networks, split, one_device):
     (student, variables), (teacher, teacher_variables) = networks
-    found = evaluated(networks, split, one_device(), diagnose=True, pixels=((0.2,), (0.7,)))
+    found = evaluated(networks, split, one_device, diagnose=True, pixels=((0.2,), (0.7,)))
     with jax.enable_x64(True):
         images = jnp.asarray(split[0])
         logits = student.apply(variables, steps.normalize(images, mean=MEAN, std=STD))
@@ -108,8 +104,8 @@ def test_eight_devices_and_other_batches_give_the_same_numbers(networks, split, 
             np.testing.assert_allclose(eight[name], on_one_device[name], rtol=1e-5, err_msg=name)  # as above
 
 
-def test_diagnosing_changes_neither_accuracy_nor_cross_entropy(networks, split, on_one_device):
-    plain = evaluated(networks, split, one_device())
+def test_diagnosing_changes_neither_accuracy_nor_cross_entropy(networks, split, one_device, on_one_device):
+    plain = evaluated(networks, split, one_device)
     assert set(plain) == {"accuracy", "ce"}
     assert plain["accuracy"] == on_one_device["accuracy"]
     np.testing.assert_allclose(plain["ce"], on_one_device["ce"], rtol=1e-6)

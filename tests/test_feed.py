@@ -4,13 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import lines
+from small_runs import Asked, a_teacher, assert_bit_equal, lines, small
 
 from benchmarks import scaling
-from configs import mnist5k
-from dgkd_jax import checkpoint, faults, feed, models, program, sharding, steps, train
-from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
+from dgkd_jax import faults, feed, program, sharding, steps, train
 from dgkd_jax.data import resident
 from dgkd_jax.errors import NumericFailure, Preempted
 
@@ -19,29 +17,19 @@ EPOCH, BATCH, EXAMPLES, SIZE = 4, 16, 70, 16
 
 def tiny(**changes):
     """Three epochs of four steps, everything that carries state."""
-    config = mnist5k.get_config()
-    config.update_from_flattened_dict(
-        {
-            "method": "dkd",
-            "student.model": "small_cnn_w8",
-            "teacher.model": "small_cnn_w8",
-            "data.mock": True,
-            "data.image_size": SIZE,
-            "data.mock_train_examples": EXAMPLES,
-            "data.mock_eval_examples": 21,
-            "batch_size": BATCH,
-            "eval_batch_size": 24,
-            "epochs": 3,
-            "log_every": 3,
-            "eval_every": 2.0,
-            "optimizer.ema_decay": 0.9,
-            "checkpoint_every": 5,
-            "keep_checkpoints": 9,
-        }
-        | changes
-    )
-    rules.validate(config)
-    return config
+    own = {
+        "method": "dkd",
+        "data.mock_train_examples": EXAMPLES,
+        "data.mock_eval_examples": 21,
+        "eval_batch_size": 24,
+        "epochs": 3,
+        "log_every": 3,
+        "eval_every": 2.0,
+        "optimizer.ema_decay": 0.9,
+        "checkpoint_every": 5,
+        "keep_checkpoints": 9,
+    }
+    return small(**own | changes)
 
 
 class InMemory:
@@ -79,19 +67,12 @@ class InMemory:
 
 def parts(config, mesh, *, on_device):
     source = InMemory(config, on_device=on_device)
-    model = models.create("small_cnn_w8", num_classes=source.num_classes)
-    variables = sharding.place(models.initialise(model, source.image_shape, 7), mesh)
-    return source, program.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
+    return source, a_teacher(source, mesh)
 
 
 def fit(config, workdir, mesh, *, on_device=True, **more):
     source, teacher = parts(config, mesh, on_device=on_device)
     return train.fit(config, workdir=workdir, source=source, mesh=mesh, teacher=teacher, **more)
-
-
-def assert_bit_equal(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +100,6 @@ def test_it_follows_the_streamed_run(tmp_path, one_device, streamed, steps_per_c
         assert (line["step"], line["kind"]) == (other["step"], other["kind"])
     saved = [{path.name for path in (run / "checkpoints").iterdir()} for run in (tmp_path, folder)]
     assert saved[0] == saved[1]
-
-
-class Asked:
-    """Says to stop at the `number`-th question."""
-
-    def __init__(self, number):
-        self._left = number
-
-    def __call__(self):
-        self._left -= 1
-        return self._left < 0
 
 
 # Calls end at 3, 4, 5, 6, 8: metrics are due at 3 and 6, a checkpoint at 5, epochs end at 4 and 8.

@@ -8,11 +8,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from small_runs import Asked, a_teacher, assert_bit_equal, lines, small
 
 from configs import mnist5k
-from dgkd_jax import checkpoint, feed, goodput, models, ownership, program, sharding, steps, train
-from dgkd_jax import config as rules
 from dgkd_jax import data as data_lib
+from dgkd_jax import feed, goodput, ownership, sharding, steps, train
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted
 
 EPOCH = 4  # steps
@@ -20,26 +20,16 @@ EPOCH = 4  # steps
 
 def tiny(**changes):
     """Two epochs of four steps on generated images."""
-    config = mnist5k.get_config()
-    config.update_from_flattened_dict(
-        {
-            "method": "ce",
-            "student.model": "small_cnn_w8",
-            "teacher.model": "small_cnn_w8",
-            "data.mock": True,
-            "data.image_size": 16,
-            "data.mock_train_examples": 64,
-            "data.mock_eval_examples": 21,
-            "batch_size": 16,
-            "eval_batch_size": 7,
-            "epochs": 2,
-            "log_every": 3,
-            "eval_every": 1.0,
-        }
-        | changes
-    )
-    rules.validate(config)
-    return config
+    own = {
+        "method": "ce",
+        "data.mock_train_examples": 64,
+        "data.mock_eval_examples": 21,
+        "eval_batch_size": 7,
+        "epochs": 2,
+        "log_every": 3,
+        "eval_every": 1.0,
+    }
+    return small(**own | changes)
 
 
 class Interrupted(Exception):
@@ -62,30 +52,14 @@ class Stopping:
             yield batch
 
 
-def a_teacher(config, source, mesh) -> program.Teacher:
-    model = models.create("small_cnn_w8", num_classes=source.num_classes)
-    variables = sharding.place(models.initialise(model, source.image_shape, 7), mesh)
-    return program.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
-
-
 def fit(config, workdir, *, stop_after=None, teacher=None, mesh=None, source=None, **more):
     source = source or data_lib.open_source(config.data)
     mesh = mesh or sharding.make_mesh()
     if config.method != "ce" and teacher is None:
-        teacher = a_teacher(config, source, mesh)
+        teacher = a_teacher(source, mesh)
     if stop_after is not None:
         source = Stopping(source, stop_after)
     return train.fit(config, workdir=workdir, source=source, mesh=mesh, teacher=teacher, **more)
-
-
-def lines(workdir):
-    """metrics.jsonl without rates and times, which are measured."""
-    parsed = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if name != "images_per_second"}
-        for line in parsed
-        if line["kind"] != "goodput"
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -117,25 +91,13 @@ def test_an_interrupted_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, uni
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert 0 < max(saved) < 2 * EPOCH
     found = fit(carrying_state(), tmp_path, mesh=one_device)
-    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert_bit_equal(found.variables, expected.variables)
     assert lines(tmp_path) == lines(folder)
     assert (tmp_path / "log.csv").read_bytes() == (folder / "log.csv").read_bytes()
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
 
 
-class Asked:
-    """Says to stop at the `number`-th question: one after each step and each batch of an evaluation."""
-
-    def __init__(self, number):
-        self._left = number
-
-    def __call__(self):
-        self._left -= 1
-        return self._left < 0
-
-
-# Of 3 evaluation batches each; questions 0–3 follow steps 1–4, 4–6 the batches of the first evaluation, …
+# A question follows each step and each batch of an evaluation, which has 3: 0–3 steps 1–4, 4–6 the first evaluation, …
 @pytest.mark.parametrize(("question", "saved"), [(0, 1), (2, 3), (4, 4), (6, 4), (8, 6), (10, 8), (13, 8)])
 def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
     tmp_path, one_device, uninterrupted, question, saved
@@ -145,8 +107,7 @@ def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
         fit(carrying_state(), tmp_path, mesh=one_device, stop=Asked(question))
     assert (tmp_path / "checkpoints" / str(saved)).exists()
     found = fit(carrying_state(), tmp_path, mesh=one_device)
-    for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(expected.variables), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert_bit_equal(found.variables, expected.variables)
     assert lines(tmp_path) == lines(folder)
     assert (tmp_path / "log.csv").read_bytes() == (folder / "log.csv").read_bytes()
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
@@ -262,7 +223,7 @@ def test_another_configuration_or_teacher_in_the_folder_is_refused(tmp_path):
     fit(config, tmp_path)
     with pytest.raises(BadInput, match="holds a run with another configuration .kd.temperature=4.0 there, 2.0 here"):
         fit(tiny(**{"method": "kd", "epochs": 1, "kd.temperature": 2.0}), tmp_path)
-    teacher = a_teacher(config, source, mesh)._replace(fingerprint="00000000")
+    teacher = a_teacher(source, mesh)._replace(fingerprint="00000000")
     with pytest.raises(BadInput, match="was trained with another teacher"):
         fit(config, tmp_path, teacher=teacher)
 
