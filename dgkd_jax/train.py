@@ -187,9 +187,11 @@ def _loop(
     epoch_log = EpochLog(workdir, epoch=(first - 1) // program.steps_per_epoch)
     teacher_variables = program.teacher and program.teacher.variables
     compiled, cost, loss = None, {}, "loss not fetched yet"
+    with goodput.measure("init"):
+        metrics_file = writer.MetricWriter(workdir, step=start, evaluation_due=first == start)
     with (
         fed,
-        writer.MetricWriter(workdir, step=start, evaluation_due=first == start) as out,
+        metrics_file as out,
         progress_line as progress,
         Watchdog(config.watchdog_s) as watchdog,
     ):

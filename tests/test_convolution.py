@@ -51,8 +51,10 @@ def _value_and_gradients(function, x, kernel):
 
 
 # float64: sums of at most a few hundred products of order 1. float32: the same, 6e-8 each, in another order.
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-5)])
-@pytest.mark.parametrize("size", [(7, 8), (9, 7)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "size"),
+    [("float64", 1e-12, (7, 8)), ("float64", 1e-12, (9, 7)), ("float32", 2e-5, (9, 7))],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_both_gradients_equal_those_of_the_library(kind, size, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
