@@ -165,8 +165,9 @@ def open_source(data: Any) -> Source:
             eval_split=entry.eval_split,
         )
 
-    from dgkd_jax.data import prepare
+    from dgkd_jax.data import pipeline, prepare
 
+    pipeline.one_thread_per_operation()
     builder = prepare.prepare(data, prepare.find_builder(data))
     splits = builder.info.splits
     eval_split = entry.eval_split or next(name for name in splits if name != "train")
@@ -175,13 +176,11 @@ def open_source(data: Any) -> Source:
             f"config.data.shuffle_buffer=0 would hold all of {data.name} in memory, "
             f"{splits['train'].num_bytes / 2**30:.0f} GiB: give a number of records, such as 16384"
         )
-    from dgkd_jax.data.pipeline import TfdsSource
-
     num_train = _train_examples(data, splits["train"].num_examples)
     # Crops that are resized stay the host's work, and a set with a shuffle buffer is one that does not fit in memory.
     can_be_on_device = not data.augment.startswith("random_resized_crop") and data.shuffle_buffer == 0
     decoded_bytes = num_train * math.prod(shared["image_shape"])
-    return TfdsSource(
+    return pipeline.TfdsSource(
         **shared,
         num_classes=builder.info.features["label"].num_classes,
         num_train=num_train,

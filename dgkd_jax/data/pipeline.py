@@ -35,6 +35,16 @@ _DECODED_AT_ONCE = 256  # images of a set that goes to the device
 _EPOCH_STRIDE = 2**32  # an example's place in the whole run is epoch · stride + position in the epoch
 
 
+def one_thread_per_operation() -> None:
+    """Have TensorFlow not share out single operations among threads, in the whole process.
+
+    An image's operations are too small for it, and images are worked on side by side anyway: on two cores, ImageNet's
+    crops take 0.7 times the processor time (docs/performance.md). Without effect where TensorFlow is at work already.
+    """
+    with contextlib.suppress(RuntimeError):  # it refuses then
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TfdsSource:
     """A `Source` (see `dgkd_jax.data`) of a prepared TFDS data set.
