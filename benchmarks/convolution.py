@@ -1,4 +1,4 @@
-"""Forward, input gradient and kernel gradient of convolutions: XLA's, ours (`models/convolution.py`) and PyTorch's.
+"""Forward, input gradient and kernel gradient of convolutions: XLA's, ours (`models/cpu_convolution.py`) and PyTorch's.
 
     python -m benchmarks.convolution [--batch=64] [--rounds=7] [--clock=wall] [--output=FILE.json]
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import report, side_by_side
 from dgkd_jax.models import layers
-from dgkd_jax.models.convolution import by_library
+from dgkd_jax.models.cpu_convolution import by_library
 
 # in, out, side of the image, side of the kernel, stride, groups, which network has it
 SHAPES = [

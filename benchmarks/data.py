@@ -3,7 +3,7 @@
     taskset -c 0 python -m benchmarks.data [--images=256] [--side=224] [--rounds=5] [--output=FILE.json]
 
 The images are generated: smooth colours and noise, 500x375 pixels, about 100 kB. Every loader makes uint8 images of
-`side` pixels by a random resized crop and a flip. Ours is `data.open_source` on a folder of images, as it trains, with
+`side` pixels by a random resized crop and a flip. Ours is `open_source` on a folder of images, as it trains, with
 `data.augment=random_resized_crop` and `random_resized_crop_fast`;
 "decoding" is `tf.io.decode_jpeg` of whole images and nothing else; PyTorch's is a DataLoader in this process, with
 PIL (torchvision's transforms) and, where opencv-python-headless is installed, with OpenCV. Hold it to one core: the
@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks import jpegs, report, side_by_side
 from configs.default import get_config
-from dgkd_jax import data as data_lib
+from dgkd_jax.data.open import open_source
 from dgkd_jax.errors import BadInput
 from dgkd_jax.parity import torch_networks
 
@@ -82,7 +82,7 @@ def ours(folder: Path, images: int, side: int, augment: str) -> Callable[[], Non
             "augment": augment,
         }
     )
-    source = data_lib.open_source(config.data)
+    source = open_source(config.data)
     batches = source.train_batches(seed=0, batch_size=BATCH, start_step=0)
 
     def run():

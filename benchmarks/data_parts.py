@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import jpegs, report, side_by_side
-from dgkd_jax.data import augment, pipeline
+from dgkd_jax.data import augment, tfds_source
 from dgkd_jax.errors import BadInput
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     if args.images < 1:
         raise BadInput(f"--images={args.images}: 1 or more")
 
-    pipeline.one_thread_per_operation()
+    tfds_source.one_thread_per_operation()
     runs = {name: _run(examples, part, args.images) for name, (examples, part) in parts(args.images, args.side).items()}
     seconds = side_by_side.alternate(runs, rounds=args.rounds, clock="cpu", pause=side_by_side.OPENMP_PAUSE)
     found = {name: [1e3 * time / args.images for time in times] for name, times in seconds.items()}

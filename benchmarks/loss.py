@@ -133,8 +133,8 @@ def row(found: dict[str, Any]) -> tuple[str, ...]:
     return (
         "x".join(map(str, found["shape"])),
         found["loss"],
-        report.span(found["ours"]),
-        report.span(found.get("torch")),
+        side_by_side.span(found["ours"]),
+        side_by_side.span(found.get("torch")),
         number("torch_over_ours", "{:.2f}"),
         number("ours_over_our_dkd", "{:.2f}"),
         number("ours_bytes", "{:.2f}", 2**20),

@@ -1,4 +1,4 @@
-"""What every benchmark's command shares: options, where it was measured, tables, a JSON file, mistakes in one line."""
+"""What every benchmark's command shares: options, where it ran, tables, a JSON file, mistakes in one line."""
 
 import argparse
 import json
@@ -12,17 +12,12 @@ from typing import Any, NoReturn
 
 import jax
 
-from dgkd_jax.errors import BadInput
+from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str) -> ArgumentParser:
     """With --output, and with errors that are `BadInput`."""
-
-    def fail(message: str) -> NoReturn:
-        raise BadInput(f"{message}; see --help")
-
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.error = fail
+    found = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--output", metavar="FILE.json", help="also write everything measured here")
     return found
 
@@ -45,22 +40,13 @@ def use_cores(cores: int | None) -> None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command; exit code 2 with one line for bad input."""
-    try:
-        main()
-    except BadInput as error:
-        print(f"dgkd_jax: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    raise SystemExit(0)
+    raise SystemExit(exit_code_of(main))
 
 
 def check_output(path: str | None) -> None:
     """Before the measurement, not after it."""
     if path and not Path(path).resolve().parent.is_dir():
         raise BadInput(f"--output={path}: no such folder")
-
-
-def span(found: dict[str, float] | None) -> str:
-    return "-" if found is None else f"{found['median_ms']:.4g} [{found['low_ms']:.4g}, {found['high_ms']:.4g}]"
 
 
 def environment(*packages: str) -> dict[str, Any]:

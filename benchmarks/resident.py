@@ -4,30 +4,34 @@
                                   [--calls=1,8,32] [--rounds=3] [--output=FILE.json]
 
 DKD of the student from the teacher (random weights of both), with the augmentation of the set's recipe: "streamed" is
-`data.train_batches` with the next batches on their way to the device, "resident" the set on the device with so many
-steps in a call of the program, as `dgkd_jax.train` has them. Both are compiled before; each turn runs `steps` steps of
-each, in turn. Seconds of the processor are of all threads: what the host does for the batches is in them.
+`Source.train_batches` with the next batches on their way to the device, "resident" the set on the device with so many
+steps in a call of the program, both as `training.feed` has them. Both are compiled before; each turn runs `steps` steps
+of each, in turn. Seconds of the processor are of all threads: what the host does for the batches is in them.
 `--data=generated` is 5,000 random images of CIFAR's size and format (PNG).
 """
 
 import argparse
+import functools
 import os
-import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from benchmarks import report
+from benchmarks import report, side_by_side
 from configs import cifar100, mnist5k
-from dgkd_jax import data as data_lib
-from dgkd_jax import feed, models, program, sharding
+from dgkd_jax import models
+from dgkd_jax.data.open import open_source
+from dgkd_jax.models.network import Network
+from dgkd_jax.runs import sharding
+from dgkd_jax.training.build import build
+from dgkd_jax.training.feed import feed
 
 GENERATED, CLASSES = 5000, 100
 
@@ -54,49 +58,48 @@ def main() -> None:
             next(form)  # compiles, and fills what is read ahead
         for _ in range(arguments.rounds):
             for name, form in forms.items():
-                began, before = time.monotonic(), _processor_seconds()
-                next(form)
-                found[name].append((time.monotonic() - began, _processor_seconds() - before))
-    images, rows = arguments.steps * arguments.batch, []
-    print(f"{'':24s}{'images/s':>10s}{'images/s of processor':>24s}{'x streamed (processor)':>25s}")
-    first = [processor for _, processor in found["streamed"]]
+                found[name].append(side_by_side.timed(functools.partial(next, form)))
+    rows = _print_rates(found, images=arguments.steps * arguments.batch)
+    report.finish({"environment": report.environment(), "rows": rows}, output=arguments.output)
+
+
+def _print_rates(found: dict[str, list[tuple[float, float]]], *, images: int) -> list[dict[str, Any]]:
+    """The table; returns its rows for the JSON file."""
+    rows, lines = [], []
+    processor_seconds = {name: [processor for _, processor in times] for name, times in found.items()}
     for name, times in found.items():
         wall, processor = (statistics.median(values) for values in zip(*times, strict=True))
-        ratios = sorted(a / b for a, (_, b) in zip(first, times, strict=True))
+        ratios = sorted(a / b for a, b in zip(processor_seconds["streamed"], processor_seconds[name], strict=True))
         rows.append({"form": name, "wall_s": wall, "processor_s": processor, "ratios": ratios, "images": images})
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})"
-        print(f"{name:24s}{images / wall:10,.0f}{images / processor:24,.0f}{spread:>25s}")
-    report.finish({"environment": report.environment(), "rows": rows}, output=arguments.output)
+        lines.append((name, f"{images / wall:,.0f}", f"{images / processor:,.0f}", spread))
+    print(report.table(("form", "images/s", "images/s of processor", "x streamed (processor)"), lines))
+    return rows
 
 
 def _form(config: ConfigDict, *, steps: int, on_device_mib: int, steps_per_call: int) -> Iterator[None]:
     """Runs `steps` steps each time that it is asked for the next."""
     config = config.copy_and_resolve_references()
     config.steps_per_call, config.data.on_device_mib = steps_per_call, on_device_mib
-    source, mesh = data_lib.open_source(config.data), sharding.make_mesh()
-    network = models.create(config.teacher.model, num_classes=source.num_classes)
-    variables = sharding.place(models.initialise(network, source.image_shape, 1), mesh)
-    teacher = program.Teacher(network.apply, variables, "")
-    built, current = program.build(config, source, mesh, teacher)
+    source, mesh = open_source(config.data), sharding.make_mesh()
+    model = models.create(config.teacher.model, num_classes=source.num_classes)
+    variables = sharding.place(models.initialise(model, source.image_shape, 1), mesh)
+    teacher = Network(model.apply, variables, source.mean, source.std)
+    program, current = build(config, source, mesh, teacher)
     compiled, done = None, 0
-    with feed.of(config, built, source=source, mesh=mesh, start=0) as fed:
+    with feed(config, program, source=source, mesh=mesh, start=0) as fed:
         while True:
             end = done + steps
             while done < end:
-                left = built.steps_per_epoch - done % built.steps_per_epoch
+                left = program.steps_per_epoch - done % program.steps_per_epoch
                 count = min(fed.steps_per_call, end - done, left)
                 given = fed.arguments(done, count)
                 if compiled is None:
-                    compiled = fed.program.lower(current, variables, *given).compile()
-                current = compiled(current, variables, *given)
+                    compiled = fed.program.lower(current, teacher, *given).compile()
+                current = compiled(current, teacher, *given)
                 done += count
             jax.block_until_ready(current)
             yield
-
-
-def _processor_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def _config(arguments: argparse.Namespace, folder: Path) -> ConfigDict:

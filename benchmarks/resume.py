@@ -7,16 +7,16 @@ that goes on reads what the epoch had before, without decoding it, to fill the b
 (`data.shuffle_buffer=0`) skip indices instead.
 """
 
+import functools
 import os
-import resource
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks import jpegs, report
+from benchmarks import jpegs, report, side_by_side
 from configs.default import get_config
-from dgkd_jax import data as data_lib
+from dgkd_jax.data.open import open_source
+from dgkd_jax.data.source import Source
 
 BATCH, KINDS = 32, 16
 
@@ -35,7 +35,7 @@ def main() -> None:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in starts}
         for _ in range(arguments.rounds):
             for name, step in starts.items():
-                found[name].append(_first_batch(source, step))
+                found[name].append(side_by_side.timed(functools.partial(_first_batch, source, step)))
     rows = []
     for name, step in starts.items():
         wall, cpu = (statistics.median(values) for values in zip(*found[name], strict=True))
@@ -48,15 +48,11 @@ def main() -> None:
     report.finish({"environment": report.environment(), "rows": rows}, output=arguments.output)
 
 
-def _first_batch(source: data_lib.Source, step: int) -> tuple[float, float]:
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+def _first_batch(source: Source, step: int) -> None:
     next(source.train_batches(seed=0, batch_size=BATCH, start_step=step))
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.monotonic() - began, processor
 
 
-def _source(folder: Path, arguments) -> data_lib.Source:
+def _source(folder: Path, arguments) -> Source:
     kinds = jpegs.encoded(KINDS)
     jpegs.write_folder(folder / "images", images=[kinds[index % KINDS] for index in range(arguments.images)])
     os.environ["TFDS_DATA_DIR"] = str(folder / "prepared")  # read when TFDS is imported, in open_source
@@ -69,7 +65,7 @@ def _source(folder: Path, arguments) -> data_lib.Source:
         augment="random_resized_crop",
         shuffle_buffer=arguments.buffer,
     )
-    return data_lib.open_source(data)
+    return open_source(data)
 
 
 if __name__ == "__main__":

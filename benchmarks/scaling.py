@@ -9,6 +9,7 @@ here, or --step-ms from where you train), every byte then goes around a ring onc
 with nothing overlapped, and each of a ring's 2·(n−1) hops waits --latency-us (an assumption) for each collective.
 """
 
+import argparse
 import os
 import re
 from typing import Any, NamedTuple
@@ -128,10 +129,35 @@ def measure_step(program: jax.stages.Compiled, inputs: tuple, *, seconds: float)
 
 
 def main() -> None:
+    arguments = _arguments()
     # Before JAX looks for devices.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(DEVICES)}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
+    environment = report.environment()
+    pair = {"student": arguments.student, "teacher": arguments.teacher, "batch": arguments.batch}
+    counted, step = [], {"median_ms": arguments.step_ms}
+    for devices in DEVICES:
+        mesh = jax.make_mesh((devices, 1), ("data", "fsdp"), devices=jax.devices()[:devices])
+        jitted, inputs = training.build(mesh, **pair)
+        program = jitted.lower(*inputs).compile()
+        counted.append(count(program, devices, expected(inputs[0], classes=training.CLASSES)))
+        if devices == 1 and not arguments.step_ms:
+            step = measure_step(program, inputs, seconds=arguments.seconds)
+    print(report.table(COUNTED, [_row(each) for each in counted]))
+
+    origin = "given" if arguments.step_ms else "measured here"
+    print(f"\nMODEL (not measured): weak scaling, a step of {step['median_ms']:.4g} ms on each device ({origin})")
+    modelled = model(counted[-1], step_ms=step["median_ms"], latency_us=arguments.latency_us)
+    rows = [(each["link"], *(f"{share:.1%}" for share in each["shares"].values()), each["source"]) for each in modelled]
+    print(report.table(("link", *(f"{n} devices" for n in POD), "source"), rows))
+    report.finish(
+        {"environment": environment, "pair": pair, "programs": counted, "step": step, "model": modelled},
+        output=arguments.output,
+    )
+
+
+def _arguments() -> argparse.Namespace:
     parser = report.parser(__doc__)
     training.add_pair(parser, student="resnet20", teacher="resnet56", batch=64)
     parser.add_argument("--step-ms", type=float, help="of one device's step where you train (default: measured here)")
@@ -146,67 +172,52 @@ def main() -> None:
         raise BadInput(f"--step-ms={arguments.step_ms}: must be greater than 0")
     if not arguments.latency_us >= 0:
         raise BadInput(f"--latency-us={arguments.latency_us}: must be 0 or more")
+    return arguments
 
-    environment = report.environment()
-    pair = {"student": arguments.student, "teacher": arguments.teacher, "batch": arguments.batch}
-    rows, counted, step = [], [], None
-    for devices in DEVICES:
-        mesh = jax.make_mesh((devices, 1), ("data", "fsdp"), devices=jax.devices()[:devices])
-        jitted, inputs = training.build(mesh, **pair)
-        program = jitted.lower(*inputs).compile()
-        found, due = collectives(program.as_text()), expected(inputs[0], classes=training.CLASSES)
-        if devices == 1:
-            step = {"median_ms": arguments.step_ms} if arguments.step_ms else measure_step(
-                program, inputs, seconds=arguments.seconds
-            )  # fmt: skip
-        arrays, scalars = split(found)
-        other = arrays - due.total if devices > 1 else arrays
-        counted.append({"devices": devices, "collectives": [each._asdict() | {"bytes": each.bytes} for each in found],
-                        "expected": due._asdict(), "arrays": arrays, "scalars": scalars, "other": other})  # fmt: skip
-        shown = due if devices > 1 else Expected(0, 0, 0)
-        rows.append(tuple(map(str, (devices, len(found), *shown, scalars, other, arrays + scalars))))
-    columns = (
-        "devices",
-        "collectives",
-        "gradients, B",
-        "BatchNorm, B",
-        "diagnostics, B",
-        "scalars, B",
-        "other, B",
-        "all, B",
-    )
-    print(report.table(columns, rows))
 
-    most = counted[-1]
-    origin = "given" if arguments.step_ms else "measured here"
-    print(f"\nMODEL (not measured): weak scaling, a step of {step['median_ms']:.4g} ms on each device ({origin})")
-    modelled = []
-    for link, (gigabytes, source) in LINKS.items():
-        shares = [
-            weak_scaling(
-                step_ms=step["median_ms"],
-                bytes_=most["arrays"] + most["scalars"],
-                count=len(most["collectives"]),
-                devices=devices,
-                gigabytes=gigabytes,
-                latency_us=arguments.latency_us,
-            )
-            for devices in POD
-        ]
-        modelled.append(
-            {
-                "link": link,
-                "gigabytes_per_s": gigabytes,
-                "source": source,
-                "shares": dict(zip(POD, shares, strict=True)),
-            }
-        )
-        modelled[-1]["row"] = (link, *(f"{share:.1%}" for share in shares), source)
-    print(report.table(("link", *(f"{n} devices" for n in POD), "source"), [each.pop("row") for each in modelled]))
-    report.finish(
-        {"environment": environment, "pair": pair, "programs": counted, "step": step, "model": modelled},
-        output=arguments.output,
-    )
+COUNTED = (
+    "devices", "collectives", "gradients, B", "BatchNorm, B", "diagnostics, B", "scalars, B", "other, B", "all, B",
+)  # fmt: skip
+
+
+def count(program: jax.stages.Compiled, devices: int, due: Expected) -> dict[str, Any]:
+    """The collectives of the program for so many devices, beside those that are due."""
+    found = collectives(program.as_text())
+    arrays, scalars = split(found)
+    return {
+        "devices": devices,
+        "collectives": [each._asdict() | {"bytes": each.bytes} for each in found],
+        "expected": due._asdict(),
+        "arrays": arrays,
+        "scalars": scalars,
+        "other": arrays - due.total if devices > 1 else arrays,
+    }
+
+
+def _row(counted: dict[str, Any]) -> tuple[str, ...]:
+    due = counted["expected"].values() if counted["devices"] > 1 else (0, 0, 0)
+    in_all = counted["arrays"] + counted["scalars"]
+    cells = (counted["devices"], len(counted["collectives"]), *due, counted["scalars"], counted["other"], in_all)
+    return tuple(map(str, cells))
+
+
+def model(counted: dict[str, Any], *, step_ms: float, latency_us: float) -> list[dict[str, Any]]:
+    """For each of `LINKS` the share of the throughput that is left, for each of `POD`."""
+    at = {
+        "step_ms": step_ms,
+        "bytes_": counted["arrays"] + counted["scalars"],
+        "count": len(counted["collectives"]),
+        "latency_us": latency_us,
+    }
+    return [
+        {
+            "link": link,
+            "gigabytes_per_s": gigabytes,
+            "source": source,
+            "shares": {devices: weak_scaling(devices=devices, gigabytes=gigabytes, **at) for devices in POD},
+        }
+        for link, (gigabytes, source) in LINKS.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Timing of alternatives in turns: what else the machine does falls on all of them alike."""
+"""Times alternatives in turns, so that what else the machine does falls on all of them alike; and sums times up."""
 
 import math
 import statistics
@@ -53,7 +53,19 @@ def ratio(times: Mapping[str, list[float]], name: str, peer: str) -> tuple[float
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of one call on the wall and of the processor, of all threads: what the host does beside it is in them."""
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
 def spread(seconds: list[float]) -> dict[str, float]:
     """Median and quartiles in milliseconds, and how many were measured."""
     low, median, high = np.percentile(seconds, [25, 50, 75]) * 1e3
     return {"median_ms": median, "low_ms": low, "high_ms": high, "rounds": len(seconds)}
+
+
+def span(found: dict[str, float] | None) -> str:
+    """What `spread` found, for a table."""
+    return "-" if found is None else f"{found['median_ms']:.4g} [{found['low_ms']:.4g}, {found['high_ms']:.4g}]"

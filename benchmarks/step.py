@@ -1,17 +1,19 @@
 """Images per second of the whole distillation step, beside a PyTorch step written for the comparison.
 
     python -m benchmarks.step --pair=resnet56,resnet20 [--method=dkd] [--batch=64] [--side=32] [--dtype=float32]
-        [--compile] [--unfolded] [--cached] [--steps=2] [--rounds=7] [--clock=wall] [--output=FILE.json]
+        [--compile] [--cached] [--steps=2] [--rounds=7] [--clock=wall] [--output=FILE.json]
 
 One step: normalise uint8 images, teacher forward in evaluation mode, student forward and backward, SGD with momentum.
-Ours is `steps.train_step` as it trains, with its metrics; the batch is on the device. PyTorch's is channels_last, eager
-and, with --compile, through torch.compile too; --dtype=bfloat16 is its autocast. The networks are torchvision's,
-timm's and pytorchcv's, of as many parameters as ours. All take turns; the ratio is that of the same turn.
+Ours is the step of a run, with its metrics; the batch is on the device. PyTorch's is channels_last, eager and, with
+--compile, through torch.compile too; --dtype=bfloat16 is its autocast. The networks are torchvision's, timm's and
+pytorchcv's, of as many parameters as ours. All take turns; the ratio is that of the same turn.
 """
 
+import argparse
 import functools
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,44 +22,25 @@ import optax
 import torch
 import torch.nn.functional as F
 
-from benchmarks import report, side_by_side
-from dgkd_jax import models, sharding, state, steps
+from benchmarks import report, side_by_side, training
+from dgkd_jax import models
 from dgkd_jax.errors import BadInput
-from dgkd_jax.models import folding
+from dgkd_jax.methods import DGKD, DKD
 from dgkd_jax.parity import torch_networks, torch_reference
+from dgkd_jax.runs import sharding
+from dgkd_jax.training.cached_logits.teacher import CachedTeacher
 
 TEMPERATURE, ALPHA, BETA, EPSILON = 4.0, 1.0, 8.0, 0.1
 RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
-MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
 
 def main() -> None:
-    parser = report.parser(__doc__)
-    parser.add_argument("--pair", required=True, help="TEACHER,STUDENT: two of dgkd_jax.models.NAMES")
-    parser.add_argument("--method", choices=("dkd", "dgkd"), default="dkd", help="the loss beside cross-entropy")
-    parser.add_argument("--batch", type=int, default=64, help="images of a step")
-    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
-    parser.add_argument("--compile", action="store_true", help="PyTorch through torch.compile too")
-    parser.add_argument("--unfolded", action="store_true", help="ours with the teacher's BatchNorm unfolded too")
-    parser.add_argument("--cached", action="store_true", help="ours with the teacher's logits in the batch too")
-    parser.add_argument("--steps", type=int, default=2, help="of one turn")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each that are counted")
-    parser.add_argument("--clock", choices=side_by_side.CLOCKS, default="wall", help="cpu: with taskset -c 0")
-    args = parser.parse_args()
-    report.check_output(args.output)
-    _check_pair(args.pair)
-
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (args.batch, args.side, args.side, 3), np.uint8)
-    labels = random.integers(0, args.classes, args.batch, np.int32)
-    ours, facts = our_step(args, images, labels, fold=True)
+    args = _arguments()
+    images, labels = training.examples(args.batch, image_shape=(args.side, args.side, 3), classes=args.classes).values()
+    ours, facts = our_step(args)
     runs = {"ours": ours}
-    if args.unfolded:
-        runs["ours, unfolded"], _ = our_step(args, images, labels, fold=False)
     if args.cached:
-        runs["ours, cached"], cached = our_step(args, images, labels, fold=True, cached=True)
+        runs["ours, cached"], cached = our_step(args, cached=True)
         facts["cached_gflops"] = cached["gflops"]
     runs["torch eager"] = torch_step(args, images, labels, compiled=False)
     if args.compile:
@@ -70,22 +53,8 @@ def main() -> None:
         clock=args.clock,
         pause=side_by_side.OPENMP_PAUSE,
     )
-    found, rows = [], []
-    for name, times in seconds.items():
-        rates = [args.steps * args.batch / each for each in times]
-        quicker = side_by_side.ratio(seconds, "ours", name)
-        rows.append(
-            (
-                name,
-                f"{statistics.median(rates):.1f}",
-                f"{min(rates):.1f} … {max(rates):.1f}",
-                f"{quicker[0]:.2f}",
-                f"{quicker[1]:.2f} … {quicker[2]:.2f}",
-            )
-        )
-        found.append({"step": name, "images_per_second": rates, "ours_is_times_as_quick": quicker})
     print(f"{args.pair} by {args.method}, batch {args.batch}, {args.side} px, {args.dtype}, {args.clock} clock")
-    print(report.table(("step", "images/s", "lowest … highest", "ours is x", "lowest … highest"), rows))
+    found = _print_rates(seconds, images=args.steps * args.batch)
     achieved = facts["gflops"] * args.steps / statistics.median(seconds["ours"])
     facts |= {"matmul_gflops_per_second": ceiling, "utilisation": achieved / ceiling}
     print(
@@ -100,15 +69,40 @@ def main() -> None:
     )
 
 
-def _check_pair(pair: str) -> None:
-    names = pair.split(",")
+def _arguments() -> argparse.Namespace:
+    parser = report.parser(__doc__)
+    parser.add_argument("--pair", required=True, help="TEACHER,STUDENT: two of dgkd_jax.models.NAMES")
+    parser.add_argument("--method", choices=("dkd", "dgkd"), default="dkd", help="the loss beside cross-entropy")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step")
+    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
+    parser.add_argument("--compile", action="store_true", help="PyTorch through torch.compile too")
+    parser.add_argument("--cached", action="store_true", help="ours with the teacher's logits in the batch too")
+    parser.add_argument("--steps", type=int, default=2, help="of one turn")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each that are counted")
+    parser.add_argument("--clock", choices=side_by_side.CLOCKS, default="wall", help="cpu: with taskset -c 0")
+    args = parser.parse_args()
+    report.check_output(args.output)
+    names = args.pair.split(",")
     if len(names) != 2:
-        raise BadInput(f"--pair={pair}: give two models, TEACHER,STUDENT")
+        raise BadInput(f"--pair={args.pair}: give two models, TEACHER,STUDENT")
     for name in names:
-        try:
-            models.create(name, num_classes=10)
-        except ValueError as error:
-            raise BadInput(f"--pair={pair}: {error}") from error
+        training.check_model(f"--pair={args.pair}", name)
+    return args
+
+
+def _print_rates(seconds: dict[str, list[float]], *, images: int) -> list[dict[str, Any]]:
+    """The table of images per second; returns what it shows for the JSON file."""
+    found, rows = [], []
+    for name, times in seconds.items():
+        rates = [images / each for each in times]
+        quicker, lowest, highest = side_by_side.ratio(seconds, "ours", name)
+        spreads = f"{min(rates):.1f} … {max(rates):.1f}", f"{lowest:.2f} … {highest:.2f}"
+        rows.append((name, f"{statistics.median(rates):.1f}", spreads[0], f"{quicker:.2f}", spreads[1]))
+        found.append({"step": name, "images_per_second": rates, "ours_is_times_as_quick": (quicker, lowest, highest)})
+    print(report.table(("step", "images/s", "lowest … highest", "ours is x", "lowest … highest"), rows))
+    return found
 
 
 def _repeat(run: Callable[[], Callable[[], None]], count: int) -> None:
@@ -117,36 +111,26 @@ def _repeat(run: Callable[[], Callable[[], None]], count: int) -> None:
     finish()
 
 
-def our_step(
-    args, images: np.ndarray, labels: np.ndarray, *, fold: bool, cached: bool = False
-) -> tuple[Callable, dict[str, float]]:
+def our_step(args: argparse.Namespace, *, cached: bool = False) -> tuple[Callable, dict[str, float]]:
     """A call that queues one step and returns what waits for it; and what the compiled program says of itself."""
     mesh = sharding.make_mesh()
-    networks = []
-    for seed, name in enumerate(args.pair.split(",")):
-        model = models.create(name, num_classes=args.classes, dtype=args.dtype)
-        networks.append((model, models.initialise(model, images.shape[1:], seed)))
-    (teacher, teacher_variables), (student, variables) = networks
-    found = folding.pairs(teacher, teacher_variables, images.shape[1:]) if fold else ()
-    teacher_variables = sharding.place(jax.jit(functools.partial(folding.fold, found))(teacher_variables), mesh)
-    optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM))
-    objective = steps.Objective(args.method, temperature=TEMPERATURE, alpha=ALPHA, beta=BETA)
-    step = functools.partial(
-        steps.train_step,
-        student=student.apply,
-        teacher=folding.folded_apply(teacher, found),
-        optimizer=optimizer,
-        objective=objective,
-        ramp=lambda done: jnp.float32(1),
-        epsilon=lambda done: jnp.float32(EPSILON),
-        mean=MEAN,
-        std=STD,
+    dkd = DKD(temperature=TEMPERATURE, alpha=ALPHA, beta=BETA, warmup_epochs=0.0)
+    teacher, student = args.pair.split(",")
+    step, (current, taught, batch) = training.build(
+        mesh,
+        student=student,
+        teacher=teacher,
+        batch=args.batch,
+        image_shape=(args.side, args.side, 3),
+        classes=args.classes,
+        dtype=args.dtype,
+        method=DGKD(dkd=dkd, epsilon=EPSILON) if args.method == "dgkd" else dkd,
+        optimizer=optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM)),
     )
-    names = steps.metric_names(objective)
-    current = sharding.place(state.create(variables, optimizer, ema=False, metric_names=names), mesh)
-    brought = {"teacher_logits": np.zeros((args.batch, args.classes), np.float16)} if cached else {}
-    batch = sharding.to_global({"image": images, "label": labels} | brought, mesh)
-    compiled = jax.jit(step, donate_argnums=0).lower(current, teacher_variables, batch).compile()
+    if cached:
+        taught = CachedTeacher(taught, "")
+        batch |= sharding.to_global({"teacher_logits": np.zeros((args.batch, args.classes), np.float16)}, mesh)
+    compiled = step.lower(current, taught, batch).compile()
     memory = compiled.memory_analysis()
     facts = {
         "gflops": compiled.cost_analysis()["flops"] / 1e9,
@@ -156,7 +140,7 @@ def our_step(
 
     def run():
         nonlocal current
-        current = compiled(current, teacher_variables, batch)
+        current = compiled(current, taught, batch)
         return lambda: jax.block_until_ready(current)
 
     return run, facts
@@ -171,7 +155,7 @@ def torch_step(args, images: np.ndarray, labels: np.ndarray, *, compiled: bool) 
     optimizer = torch.optim.SGD(student.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # channels_last as it lies
     target = torch.from_numpy(labels).long().to(device)
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (training.MEAN, training.STD))
 
     def loss_of(pixels, target):
         x = (pixels.float() / 255 - mean) / std

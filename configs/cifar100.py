@@ -1,10 +1,10 @@
-"""CIFAR-100 with the published recipes, one pair of networks per argument; the teacher is trained first, once.
+"""CIFAR-100 with the published recipes; the argument names the pair of networks. The teacher is trained first, once.
 
     python -m dgkd_jax.main --config=configs/cifar100.py:resnet56,resnet20 [--config.method=METHOD]
 
-Recipe: 240 epochs, SGD with momentum 0.9, weight decay 5e-4, batch 64, rate 0.05 (0.01 for ShuffleNet and MobileNet
-students) divided by 10 after 150, 180 and 210 epochs, T 4, α 1, warm-up 20, CE 1, β per pair. Source: mdistiller
-(configs/cifar100/dkd), which took the schedule from RepDistiller. Not run here: hours on a GPU.
+Recipe: 240 epochs, SGD with momentum 0.9, weight decay 5e-4, batch 64, learning rate 0.05 (0.01 for ShuffleNet and
+MobileNet students) divided by 10 after 150, 180 and 210 epochs, T 4, α 1, warm-up 20, CE 1, β per pair. Source:
+mdistiller (configs/cifar100/dkd), with the schedule of RepDistiller. Not run here: it takes hours on a GPU.
 
 Published accuracies to expect, top-1 % on the test split (RepDistiller: teacher, student, KD; mdistiller: DKD):
 
@@ -19,7 +19,7 @@ Published accuracies to expect, top-1 % on the test split (RepDistiller: teacher
     resnet32x4,shufflenet_v2_cifar      79.42    71.82   74.45   77.07
     resnet50_cifar,mobilenet_v2_half_cifar  79.34  64.60 67.35   70.35
 
-and of the DGKD blog (DKD / DGKD; its trainer freezes BatchNorm from the second epoch on, so do not expect its numbers):
+and in the DGKD blog (DKD / DGKD; its trainer freezes BatchNorm from the second epoch on, so do not expect its numbers):
 
     resnet50_cifar,resnet18_cifar               61.07 / 62.01
     vit_small_patch16_224,resnet18_cifar        57.31 / 58.64
@@ -29,11 +29,12 @@ and of the DGKD blog (DKD / DGKD; its trainer freezes BatchNorm from the second 
     shufflenet_v2_cifar,resnet50_cifar          56.48 / 55.49
     shufflenet_v2_cifar,vit_small_patch16_224   55.84 / 55.56
 
-For those the DGKD repository publishes no recipe that trains properly: they use the one above, and mdistiller's
+The DGKD repository publishes no recipe for those that trains properly: they use the recipe above and mdistiller's
 default β.
 """
 
-from configs import default, pairs
+from configs import pairs
+from dgkd_jax.runs import default
 
 _SLOW = {"learning_rate": 0.01}  # ShuffleNet and MobileNet students
 _VIT = {"image_size": 224}  # ViT's patches of 16 pixels need the larger image
@@ -63,7 +64,7 @@ def get_config(pair: str | None = None):
     config = default.get_config()
     config.name = f"cifar100-{teacher}-{student}"
     config.teacher.model = teacher
-    config.teacher.workdir = f"runs/cifar100-teachers/{teacher}"  # one teacher serves all of its pairs
+    config.teacher.workdir = f"runs/cifar100-teachers/{teacher}"  # shared by all pairs with this teacher
     config.student.model = student
 
     config.data.name = "cifar100"

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 60,000 train and 10,000 test images, from the files of a Debian package.
+"""Fashion-MNIST, 60,000 training and 10,000 test images, from the files of a Debian package.
 
     apt-get install dataset-fashion-mnist        # or set --config.data.manual_dir to a folder with the four IDX files
     python -m dgkd_jax.main --config=configs/fashion_mnist.py [--config.method=all]
@@ -6,7 +6,7 @@
 Teacher: small_cnn_w24, 121,186 parameters. Student: small_cnn_w8, 5,026.
 """
 
-from configs import default
+from dgkd_jax.runs import default
 
 
 def get_config():

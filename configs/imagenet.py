@@ -1,19 +1,20 @@
-"""ImageNet with mdistiller's recipe, one pair of networks per argument, taught by torchvision's weights.
+"""ImageNet with mdistiller's recipe and torchvision's teacher weights; the argument names the pair of networks.
 
     python -m dgkd_jax.main --config=configs/imagenet.py:resnet50,resnet18
 
-Recipe: batch 512, SGD with momentum 0.9, rate 0.2 divided by 10 after 30, 60 and 90 of 100 epochs, weight decay 1e-4,
-T 1, α 1, β 0.5, warm-up 1 (mdistiller, configs/imagenet/r34_r18/dkd.yaml); KD with 0.5·CE + 0.5·KD at T 1 (kd.yaml
-there). Data preparation and hardware: README.md. Not run here: there is no ImageNet on the machine that built this.
+Recipe: batch 512, SGD with momentum 0.9, learning rate 0.2 divided by 10 after 30, 60 and 90 of 100 epochs, weight
+decay 1e-4, T 1, α 1, β 0.5, warm-up 1 (mdistiller, configs/imagenet/r34_r18/dkd.yaml); KD with 0.5·CE + 0.5·KD at T 1
+(kd.yaml there). Data preparation and hardware: README.md. Not run here: the build machine had no ImageNet.
 
 Published accuracies, top-1 % (validation split). mdistiller: resnet34,resnet18 KD 71.03, DKD 71.70 (teacher 73.31).
-DIST's README: resnet50,resnet18 KD 71.35. The DGKD blog, DKD / DGKD, by a trainer that freezes BatchNorm:
+DIST's README: resnet50,resnet18 KD 71.35. The DGKD blog, DKD / DGKD, with a trainer that freezes BatchNorm:
 resnet50,resnet18 45.48 / 48.42; resnet50,shufflenet_v2_x1_0 45.59 / 44.90; vit_small_patch16_224,resnet18 41.57 /
-41.81; vit_small_patch16_224,shufflenet_v2_x1_0 39.42 / 39.74; by themselves resnet18 46.40 / 48.29, resnet50 48.06 /
+41.81; vit_small_patch16_224,shufflenet_v2_x1_0 39.42 / 39.74; self-distilled resnet18 46.40 / 48.29, resnet50 48.06 /
 48.09, resnet101 0.50 / 30.49.
 """
 
-from configs import default, pairs
+from configs import pairs
+from dgkd_jax.runs import default
 
 PAIRS = {
     "resnet34,resnet18": {},
@@ -26,7 +27,7 @@ PAIRS = {
     "resnet101,resnet101": {},
 }
 
-# torchvision's first weights of each network (IMAGENET1K_V1), the ones that the published tables used.
+# torchvision's first weights of each network (IMAGENET1K_V1), which the published tables used.
 WEIGHTS = {
     "resnet18": "resnet18-f37072fd.pth",
     "resnet34": "resnet34-b627a593.pth",
@@ -44,7 +45,7 @@ def get_config(pair: str | None = None):
     config.teacher.weights = f"weights/{WEIGHTS[teacher]}"
     config.teacher.epochs = 100
     config.teacher.learning_rate = 0.2
-    if teacher == "vit_small_patch16_224":  # timm's weights know pixels in [-1, 1]
+    if teacher == "vit_small_patch16_224":  # timm's weights were trained on pixels in [-1, 1]
         config.teacher.mean = config.teacher.std = (0.5, 0.5, 0.5)
     config.student.model = student
 
@@ -52,8 +53,8 @@ def get_config(pair: str | None = None):
     config.data.image_size = 224
     config.data.augment = "random_resized_crop"
     config.data.eval_resize = 256
-    config.data.readers = 32  # so that up to 32 processes read only their share
-    config.data.shuffle_buffer = 512  # of each reader: 16,384 JPEGs in all, about 1.8 GB on a single host
+    config.data.readers = 32  # up to 32 processes then read only their own share
+    config.data.shuffle_buffer = 512  # per reader: 16,384 JPEGs in total, about 1.8 GB on a single host
 
     config.epochs = 100
     config.batch_size = 512

@@ -1,4 +1,4 @@
-"""ImageNet, ResNet-50 (torchvision's weights) teaching ResNet-18 by DGKD: the card's command.
+"""ImageNet, ResNet-50 (torchvision's weights) teaching ResNet-18 by DGKD.
 
     python -m dgkd_jax.main --config=configs/imagenet_r50_r18.py
 

@@ -1,12 +1,12 @@
-"""5,000 MNIST digits from a Python package: the demo, on two CPU cores.
+"""The demo: 5,000 MNIST digits from a Python package, for two CPU cores.
 
     python -m dgkd_jax.main --config=configs/mnist5k.py [--config.method=ce|kd|dkd|dgkd|logit_mse|all]
 
-Teacher: small_cnn_w24, 121,186 parameters. Student: small_cnn_w8, 5,026. 4,000 digits train, 1,000 evaluate.
+Teacher: small_cnn_w24, 121,186 parameters. Student: small_cnn_w8, 5,026. Training: 4,000 digits; evaluation: 1,000.
 Accuracies: the table that `make demo` prints; see README.md.
 """
 
-from configs import default
+from dgkd_jax.runs import default
 
 
 def get_config():

@@ -5,21 +5,21 @@
     python -m dgkd_jax.data.photographs photographs
     python -m dgkd_jax.main --config=configs/photographs.py
 
-It shows a teacher brought from elsewhere, with its own pixels and classes, and is the pattern for your own folder:
+It shows how to use a teacher from elsewhere, with its own pixel statistics and classes, on your own folder of images:
 
-- classes: the folders of photographs/train are named by ImageNet's class numbers, and photographs/classes.txt lists
-  all thousand names in the order of the teacher's classes, so that twenty photographs keep the teacher's labels;
-- pixels: these weights were trained on (x − 127)/128, hence teacher.mean and teacher.std, on images whose shorter side
-  was resized to 256 by a bicubic filter, hence data.eval_interpolation. Other files of weights know other pixels, even
-  of the same network: torchvision's, DeiT's and most of timm's ImageNet's mean and std (the default), timm's ViTs
-  ("augreg") and TensorFlow's EfficientNets ("tf_…") 0.5 and 0.5. The run's first line gives the teacher's accuracy:
-  where it is below what its publishers say, look at these keys first.
+- classes: the folders of photographs/train are named by ImageNet's class numbers. photographs/classes.txt lists all
+  thousand names in the order of the teacher's classes, so that twenty photographs keep the teacher's labels;
+- pixels: these weights were trained on (x − 127)/128, hence teacher.mean and teacher.std, and on images whose shorter
+  side was resized to 256 with a bicubic filter, hence data.eval_interpolation. Other weights need other statistics,
+  even of the same network: ImageNet's mean and std (the default) for torchvision, DeiT and most of timm; 0.5 and 0.5
+  for timm's ViTs ("augreg") and TensorFlow's EfficientNets ("tf_…"). The run's first line gives the teacher's accuracy:
+  if it is below the published one, check these keys first.
 
-The student is evaluated on the photographs that it is trained on: its accuracy says that it can learn them, no more.
+The student is evaluated on its training photographs: its accuracy only shows that it can learn them.
 With seed 0, teacher 90.00 %, student 95.00 %, in three minutes of CPU time on two cores.
 """
 
-from configs import default
+from dgkd_jax.runs import default
 
 
 def get_config():

@@ -3,11 +3,11 @@
 
     python launch/local.py --processes 2 --devices-per-process 1 -- python -m dgkd_jax.main --config=configs/mnist5k.py
 
-Each process is told where the others are by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Their lines
-are printed with `[0] `, `[1] `, … in front. SIGTERM and SIGINT are passed on to all of them.
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell each process where the others are. Output lines get
+the prefix `[0] `, `[1] `, … SIGTERM and SIGINT are passed on to all processes.
 
-Exit code: 0 when every process ended with 0; else that of the process that failed by itself, 128 + n for a death by
-signal n; 2 for bad arguments. Needs nothing but Python 3.11.
+Exit code: 0 if every process ended with 0; else the code of the process that failed by itself; 128 + n if signal n
+killed it; 2 for bad arguments. Needs only Python 3.11.
 """
 
 import argparse
@@ -23,16 +23,16 @@ import threading
 import time
 from typing import BinaryIO, NamedTuple
 
-# What the program says of itself (bad input, numeric failure, preempted), and no lost peer can make it say.
+# Exit codes that the program chooses itself (bad input, numeric failure, preempted); a lost peer never causes them.
 _DELIBERATE = (2, 3, 128 + signal.SIGTERM)
-# JAX ends a process in this way when a peer is lost.
+# JAX aborts a process when a peer is lost.
 _ABORTED = 128 + signal.SIGABRT
-# From SIGTERM to SIGKILL, for processes that outlive a failed one: what they could save needs the lost peer.
+# Time from SIGTERM to SIGKILL for processes that outlive a failed one: they cannot save without the lost peer.
 _TERM_TO_KILL_S = 10.0
 
 
 class Ended(NamedTuple):
-    """How one process ended. `by_us`: after it was told to, because another had failed."""
+    """How one process ended. `by_us`: it ended after this launcher told it to, because another had failed."""
 
     index: int
     code: int
@@ -46,7 +46,7 @@ class Signalled(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Run what the command line describes; returns the exit code."""
+    """Run the command; returns the exit code."""
     options = _parse(argv)
     port = options.port or _free_port()
     environments = [
@@ -74,23 +74,23 @@ def main(argv: list[str]) -> int:
 def process_environment(
     index: int, *, processes: int, devices: int, port: int, inherited: dict[str, str]
 ) -> dict[str, str]:
-    """The variables that process `index` of `processes` gets in addition to, or instead of, the inherited ones."""
+    """The environment variables for process `index` of `processes`, added to the inherited ones or replacing them."""
     count = f"--xla_force_host_platform_device_count={devices}"
     return {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(processes),
         "JAX_PROCESS_ID": str(index),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{inherited.get('XLA_FLAGS', '')} {count}".strip(),  # of two counts XLA takes the last
+        "XLA_FLAGS": f"{inherited.get('XLA_FLAGS', '')} {count}".strip(),  # if there are two counts, XLA uses the last
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def exit_code(ended: list[Ended]) -> int:
-    """The one code for all processes, `ended` in the order in which they ended.
+    """One exit code for all processes; `ended` is in the order in which they ended.
 
-    The first failure counts that is not the consequence of another: a code that the program chose itself (2, 3, 143)
-    before any other, since a process whose peer is about to exit may fall first; then whatever is no abort.
+    The failure that caused the others counts: first any code that the program chose itself (2, 3, 143), because a peer
+    of an exiting process may fail before it; then the first that is not an abort.
     """
     failures = [each for each in ended if each.code]
     own = [each.code for each in failures if not each.by_us]
@@ -145,7 +145,7 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Its own group: Ctrl-C in a terminal reaches it once, from here. A second signal would end it at once.
+        # Its own process group, so that Ctrl-C reaches it once, from here: a second signal would end it at once.
         process_group=0,
     )
 
@@ -153,7 +153,7 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
 def _supervise(
     children: list[subprocess.Popen], events: queue.SimpleQueue[Ended | Signalled], *, grace_s: float
 ) -> list[Ended]:
-    """Wait for all children, passing signals on; end those that outlive a failed one. Returns them as they ended."""
+    """Wait for all children, passing on signals; end those that outlive a failed one. Returns them as they ended."""
     watchers = [
         threading.Thread(target=_watch, args=(index, child, events), daemon=True)
         for index, child in enumerate(children)
@@ -181,7 +181,7 @@ def _supervise(
             _say(f"process {event.index} ended with code {event.code}")
             deadline = deadline or time.monotonic() + grace_s
     for watcher in watchers:
-        watcher.join()  # the last lines of output
+        watcher.join()  # until the last lines of output are copied
     return ended
 
 
@@ -196,7 +196,7 @@ def _watch(index: int, child: subprocess.Popen, events: queue.SimpleQueue[Ended 
     code = child.wait()
     events.put(Ended(index, 128 - code if code < 0 else code))
     for pump in pumps:
-        pump.join(timeout=1.0)  # a grandchild may hold the pipe open for ever
+        pump.join(timeout=1.0)  # a grandchild may keep the pipe open
 
 
 def _copy_lines(source: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
@@ -205,7 +205,7 @@ def _copy_lines(source: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
             target.write(prefix + line.rstrip(b"\n") + b"\n")
             target.flush()
         except BrokenPipeError:
-            pass  # whoever read our output has left: go on emptying the pipe, or the child would stop at a full one
+            pass  # nobody reads our output any more: keep emptying the pipe, or the child blocks
 
 
 def _send(children: list[subprocess.Popen], number: int) -> None:

@@ -6,7 +6,10 @@ import numpy as np
 from etils import epath
 from small_runs import small
 
-from dgkd_jax import cache_teacher, job, logit_files, steps, teacher_cache
+from dgkd_jax.training.cached_logits import make as making
+from dgkd_jax.training.cached_logits import source as cached_logits
+from dgkd_jax.training.cached_logits import store
+from dgkd_jax.training.run import prepare
 
 EPOCH, BATCH, CLASSES = 4, 16, 10  # steps, rows, classes of `tiny`
 
@@ -29,23 +32,23 @@ def tiny(**changes):
 
 def use_small_blocks(monkeypatch, tmp_path):
     """Three steps a block, so that an epoch has a whole and a shorter one; runs/ is under tmp_path."""
-    monkeypatch.setattr(logit_files, "_BLOCK_STEPS", 3)
+    monkeypatch.setattr(store, "_BLOCK_STEPS", 3)
     monkeypatch.chdir(tmp_path)
 
 
 def make(folder, config=None, **options):
-    return cache_teacher.make(config or tiny(), str(folder), **options)
+    return making.make(config or tiny(), str(folder), **options)
 
 
 def taught_by(config) -> tuple:
-    return job.prepare(config, ("dkd",), stop=lambda: False)
+    return prepare(config, ("dkd",), stop=lambda: False)
 
 
 def open_cache(folder, config=None):
     config = config or tiny()
     source, _, taught = taught_by(config)
-    cache = teacher_cache.Cache(epath.Path(folder), config, teacher=taught.teacher.fingerprint, source=source)
-    return cache, source, taught.teacher
+    cache = cached_logits.Cache(epath.Path(folder), config, teacher=taught.network.fingerprint, source=source)
+    return cache, source, taught.network
 
 
 def live_logits(config, *, first=0, count=2 * EPOCH) -> tuple[list[dict], list[np.ndarray]]:
@@ -54,9 +57,7 @@ def live_logits(config, *, first=0, count=2 * EPOCH) -> tuple[list[dict], list[n
     batches = list(
         itertools.islice(source.train_batches(seed=config.seed, batch_size=config.batch_size, start_step=first), count)
     )
-    teacher = taught.teacher
-    images = [steps.normalize(batch["image"], mean=teacher.mean, std=teacher.std) for batch in batches]
-    return batches, [np.asarray(teacher.apply(teacher.variables, image)) for image in images]
+    return batches, [np.asarray(taught.network.logits(batch)) for batch in batches]
 
 
 def rounding(logits: np.ndarray) -> np.ndarray:

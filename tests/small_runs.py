@@ -6,8 +6,10 @@ import jax
 import numpy as np
 
 from configs import mnist5k
-from dgkd_jax import checkpoint, models, program, sharding
-from dgkd_jax import config as rules
+from dgkd_jax import models
+from dgkd_jax.models.network import Network
+from dgkd_jax.runs import checkpoint, sharding
+from dgkd_jax.runs import config as rules
 
 
 def small(**changes):
@@ -27,11 +29,11 @@ def small(**changes):
     return config
 
 
-def a_teacher(source, mesh) -> program.Teacher:
+def a_teacher(source, mesh) -> Network:
     """A network with random weights, placed on the mesh."""
     model = models.create("small_cnn_w8", num_classes=source.num_classes)
     variables = sharding.place(models.initialise(model, source.image_shape, 7), mesh)
-    return program.Teacher(model.apply, variables, checkpoint.fingerprint(variables))
+    return Network(model.apply, variables, source.mean, source.std, checkpoint.fingerprint(variables))
 
 
 class Asked:

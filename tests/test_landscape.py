@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from dgkd_jax.analysis import landscape
-from dgkd_jax.analysis.landscape import Settings
+from dgkd_jax import landscape
+from dgkd_jax.landscape import Settings
 
 POINTS = np.random.default_rng(0).uniform(0.05, 0.95, (4, 30))  # p, s, q, t
 

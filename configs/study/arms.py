@@ -1,6 +1,6 @@
-"""The arms and regimes that the studies share, written down before the first run.
+"""The arms and regimes that the studies share; written before the first run.
 
-The candidates for a regime in which gradient coupling beats DKD: a decayed ε, ε < 0 (alignment), the four distances,
+Candidates for a regime in which gradient coupling beats DKD: a decayed ε, ε < 0 (alignment), the four distances,
 gradients with respect to parameters, a larger gap between teacher and student, few training images, noisy labels,
 T = 1, no cross-entropy, longer training.
 """
@@ -14,7 +14,7 @@ def _dgkd(convention: str, epsilon: float, **more) -> dict:
 
 BASELINE = "dkd"
 
-# Added when alignment was ahead with noisy labels: does it do more there than a stronger distillation term does?
+# Added when alignment was ahead with noisy labels: controls that strengthen the distillation term instead.
 _CONTROLS = {
     "dkd x 2": {"method": "dkd", "dkd.alpha": 2.0, "dkd.beta": 4.0},
     "dkd x 4": {"method": "dkd", "dkd.alpha": 4.0, "dkd.beta": 8.0},
@@ -24,7 +24,7 @@ ARMS = {
     "ce": {"method": "ce"},
     "kd": {"method": "kd"},
     "dkd": {"method": "dkd"},
-    # each convention over a range of ε, the published values among them; ε < 0 aligns
+    # each convention with several ε, including the published values; ε < 0 aligns the gradients
     "per_sample 0.03": _dgkd("per_sample", 0.03),
     "per_sample 0.1": _dgkd("per_sample", 0.1),
     "per_sample 0.3": _dgkd("per_sample", 0.3),
@@ -48,7 +48,7 @@ ARMS = {
     "parameters -0.1": _dgkd("per_sample", -0.1, wrt="params"),
 } | _CONTROLS
 
-# In the other regimes: the baseline and the forms with a chance of their own.
+# In the other regimes: the baseline, and the forms that might do well there.
 _FEW = ("dkd", "per_sample 0.1", "per_sample 1", "per_sample -0.5", "self_normalized -3")
 
 
@@ -56,8 +56,8 @@ def regimes(*, few: int, epochs: int) -> dict:
     """Regime -> (overrides, arms).
 
     Args:
-        few: training images in the regime of few.
-        epochs: of the base.
+        few: number of training images in the regime `few images`.
+        epochs: of the base config.
     """
     return {
         "standard": ({}, tuple(ARMS)),

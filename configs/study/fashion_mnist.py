@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the first 10,000 images train, all 10,000 of the test split evaluate; 8 epochs.
+"""A study on Fashion-MNIST: trains on the first 10,000 images, evaluates on all 10,000 test images; 8 epochs.
 
 apt-get install dataset-fashion-mnist
 python -m dgkd_jax.study --config=configs/study/fashion_mnist.py --workers=2
@@ -14,7 +14,7 @@ def get_study() -> Study:
     base.data.train_examples = 10_000
     base.epochs = 8
     base.teacher.epochs = 12
-    base.eval_every = 4.0  # evaluations take as long as training, and only the last one counts
+    base.eval_every = 4.0  # an evaluation takes as long as training; only the last one counts
     return Study(
         name="fashion_mnist",
         about="10,000 Fashion-MNIST images train, the 10,000 of the test split evaluate, 8 epochs; teacher "

@@ -1,4 +1,4 @@
-"""mnist5k: 4,000 digits train, 1,000 evaluate; 20 epochs.
+"""A study on mnist5k: trains on 4,000 digits, evaluates on 1,000; 20 epochs.
 
 python -m dgkd_jax.study --config=configs/study/mnist5k.py --workers=2
 """
@@ -13,7 +13,7 @@ def get_study() -> Study:
     base.epochs = 20
     base.teacher.epochs = 20
     base.dkd.warmup_epochs = 2.0
-    base.eval_every = 10.0  # evaluations take as long as training, and only the last one counts
+    base.eval_every = 10.0  # an evaluation takes as long as training; only the last one counts
     return Study(
         name="mnist5k",
         about="4,000 MNIST digits train, 1,000 evaluate, 20 epochs; teacher small_cnn_w24 (121k parameters), student "

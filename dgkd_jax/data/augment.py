@@ -1,14 +1,13 @@
-"""From an encoded image to the uint8 image that the model sees. Pure functions on tensors.
+"""Decoding and augmentation: from an encoded image to the uint8 image that the model sees. Pure functions on tensors.
 
-Randomness comes in as `uniforms`, float32 numbers in [0, 1) that the caller draws for each image with a
-stateless generator: an image is then a function of (seed, epoch, position), and numpy can check every function.
+Randomness is passed in as `uniforms`, float32 numbers in [0, 1) that the caller draws per image with a stateless
+generator. So an image is a function of (seed, epoch, position), and every function can be checked against numpy.
 
-JPEG is decoded with the accurate inverse DCT and smooth chroma upsampling, and resizing is bilinear (at evaluation
-perhaps bicubic) with antialiasing (the filter widens where it shrinks), because PIL does both: decoding equals PIL's
-bit for bit and resizing within two grey levels, so PyTorch's published weights see the images that they know. EXIF
-rotation is ignored, as torchvision does.
+JPEG is decoded with the accurate inverse DCT and smooth chroma upsampling, and resizing is bilinear (in evaluation
+optionally bicubic) with antialiasing, as in PIL: decoding equals PIL's bit for bit and resizing within two grey levels,
+so PyTorch's published weights see the images that they were trained on. EXIF rotation is ignored, as in torchvision.
 
-What takes the time, and what was tried, is in docs/performance.md, section "Data".
+Timings, and what was tried to make it faster: docs/performance.md, section "Data".
 """
 
 import math
@@ -27,16 +26,16 @@ def decode(encoded: tf.Tensor, *, channels: int) -> tf.Tensor:
 
     Args:
         encoded: scalar string, a file's bytes.
-        channels: 1 or 3; colour becomes grey and grey becomes colour as needed, transparency is dropped.
+        channels: 1 or 3; images are converted between grey and colour, transparency is dropped.
 
     Returns:
         [height, width, channels] uint8.
     """
-    return tf.io.decode_jpeg(encoded, channels=channels, dct_method=_ACCURATE)  # this operation reads PNG too
+    return tf.io.decode_jpeg(encoded, channels=channels, dct_method=_ACCURATE)  # reads PNG too
 
 
 def to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """Round to the nearest integer and clip to [0, 255]; never wraps around."""
+    """Round to the nearest integer and clip to [0, 255]."""
     return tf.saturate_cast(tf.round(image), tf.uint8)
 
 
@@ -47,20 +46,20 @@ def flip(image: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         image: [height, width, channels].
         uniform: scalar in [0, 1).
     """
-    # Of no axis or of axis 1: a tf.cond in a graph makes all of the graph slower.
+    # Reverses no axis or axis 1: a tf.cond would make the whole graph slower.
     return tf.reverse(image, tf.fill([tf.cast(uniform < 0.5, tf.int32)], 1))
 
 
 def pad_crop(image: tf.Tensor, uniforms: tf.Tensor, *, size: int, mirror: bool) -> tf.Tensor:
-    """Pad with black, cut out a window of the old size at a random place, and perhaps mirror it.
+    """Pad with black, cut out a window of the original size at a random place, and perhaps mirror it.
 
-    The padding is an eighth of the side: the usual 4 pixels at 32, and in proportion 3 at 28 and 8 at 64.
+    The padding is an eighth of the side: the usual 4 pixels at 32, in proportion 3 at 28 and 8 at 64.
     Source: He et al., CVPR 2016, arXiv:1512.03385, section 4.2.
 
     Args:
         image: [size, size, channels] uint8.
         uniforms: [3] float32 in [0, 1): vertical place, horizontal place, mirror.
-        mirror: False for images whose mirror image means something else, such as digits.
+        mirror: False for images that change their meaning when mirrored, such as digits.
 
     Returns:
         [size, size, channels] uint8.
@@ -73,10 +72,10 @@ def pad_crop(image: tf.Tensor, uniforms: tf.Tensor, *, size: int, mirror: bool) 
 
 
 def random_window(height: tf.Tensor, width: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
-    """A window of random area and shape within an image, with torchvision's distribution.
+    """A window of random area and shape within an image, distributed as torchvision's.
 
-    The area is uniform in [0.08, 1] of the image and log(width/height) uniform in [log 3/4, log 4/3]; of ten
-    draws the first that fits is placed uniformly. If none fits: the largest central window of an allowed shape.
+    The area is uniform in [0.08, 1] of the image and log(width/height) uniform in [log 3/4, log 4/3]. Of ten draws, the
+    first one that fits is placed uniformly. If none fits: the largest central window of an allowed shape.
     Source: Szegedy et al., CVPR 2015, arXiv:1409.4842, section 6; torchvision, `RandomResizedCrop.get_params`.
 
     Args:
@@ -92,7 +91,7 @@ def random_window(height: tf.Tensor, width: tf.Tensor, uniforms: tf.Tensor) -> t
     area = rows * columns * (0.08 + 0.92 * uniforms[:CROP_ATTEMPTS])
     log_low, log_high = math.log(low), math.log(high)
     shape = tf.exp(log_low + (log_high - log_low) * uniforms[CROP_ATTEMPTS : 2 * CROP_ATTEMPTS])
-    # The central window stands last and always fits, so that one look-up serves both cases.
+    # The central window is last in the list and always fits, so no second case is needed.
     central = [[tf.minimum(rows, columns / low)], [tf.minimum(columns, rows * high)]]
     sizes = tf.concat([tf.sqrt(tf.stack([area / shape, area * shape])), central], 1)
     sizes = tf.cast(tf.round(sizes), tf.int32)
@@ -107,19 +106,19 @@ def random_window(height: tf.Tensor, width: tf.Tensor, uniforms: tf.Tensor) -> t
 
 
 def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: int, fast: bool = False) -> tf.Tensor:
-    """Decode the part of an image that lies in `random_window`; of a JPEG only the blocks that it touches.
+    """Decode the part of an image inside `random_window`; of a JPEG, only the blocks that it touches.
 
     Args:
         encoded: scalar string, JPEG or PNG.
         uniforms: [22], see `random_window`.
-        fast: decode a JPEG's frequencies with fewer bits and repeat its chroma instead of interpolating it.
+        fast: for a JPEG use the faster, less accurate inverse DCT, and repeat chroma values instead of interpolating.
 
     Returns:
         [window height, window width, channels] uint8.
     """
 
-    # Two small branches and what they share outside: with all of it in each of two branches an image takes measurably
-    # longer, for a graph costs by its operations, whether they run or not.
+    # Only small branches, with the shared operations outside: putting all operations in both branches takes measurably
+    # longer, because a graph's cost grows with its operations, whether they run or not.
     jpeg = tf.io.is_jpeg(encoded)
 
     def header():
@@ -142,7 +141,7 @@ def decode_random_window(encoded: tf.Tensor, uniforms: tf.Tensor, *, channels: i
 
     if fast:
         return part(window)
-    # Chroma at the edge of a window is interpolated without what lies outside: decode a column more on each side.
+    # Interpolating chroma at a window's edge needs its neighbours: decode one more column on each side.
     before, after = tf.minimum(window[1], 1), tf.minimum(shape[1] - window[1] - window[3], 1)
     return tf.slice(part(window + tf.stack([0, -before, 0, before + after])), [0, before, 0], [-1, window[3], -1])
 
@@ -156,15 +155,15 @@ def random_resized_crop(
         encoded: scalar string, JPEG or PNG.
         uniforms: [23] float32 in [0, 1): 22 of `random_window`, then mirror.
         size: side of the result in pixels.
-        fast: decode as `decode_random_window` says, and resize without antialiasing, as OpenCV's `INTER_LINEAR` does.
-            Where an image shrinks, fine patterns then turn into coarse ones, which PIL's images do not have.
+        fast: decode as in `decode_random_window`, and resize without antialiasing, as OpenCV's `INTER_LINEAR` does.
+            When an image shrinks, fine patterns then turn into coarse ones, unlike in PIL's images.
 
     Returns:
         [size, size, channels] uint8.
     """
     window = decode_random_window(encoded, uniforms[:-1], channels=channels, fast=fast)
     if fast:
-        # Of floats: the operation loads a pixel of floats at once, one of bytes number by number.
+        # Resized as floats: the operation loads floats in whole pixels, but bytes one by one.
         image = _rounded_mean(tf.image.resize(tf.cast(window, tf.float32), [size, size]))
     else:
         image = resized(window, [size, size], interpolation="bilinear")
@@ -184,8 +183,8 @@ def resized(image: tf.Tensor, shape: tf.Tensor, *, interpolation: str) -> tf.Ten
     """
     height, width = shape[0], shape[1]
     if interpolation == "bicubic":
-        # PIL rounds and clips after each axis, the width first. This kernel overshoots at edges, so the clipping shows:
-        # up to 7 grey levels if only the end is rounded.
+        # PIL rounds and clips after each axis, width first. The bicubic kernel overshoots at edges, so that matters:
+        # rounding only at the end differs by up to 7 grey levels.
         across = to_uint8(_with_rows(_transposed(image), width, kernel="keyscubic"))
         return to_uint8(_with_rows(_transposed(across), height, kernel="keyscubic"))
     down = _with_rows(image, height, kernel="triangle")
@@ -193,7 +192,7 @@ def resized(image: tf.Tensor, shape: tf.Tensor, *, interpolation: str) -> tf.Ten
 
 
 def _rounded_mean(image: tf.Tensor) -> tf.Tensor:
-    """`to_uint8` of weighted means of uint8 values, which leave no room for clipping."""
+    """`to_uint8` for weighted means of uint8 values, which need no clipping."""
     return tf.cast(tf.round(image), tf.uint8)
 
 
@@ -204,12 +203,12 @@ def _transposed(image: tf.Tensor) -> tf.Tensor:
 def _with_rows(image: tf.Tensor, rows: int | tf.Tensor, *, kernel: str) -> tf.Tensor:
     """The image with another number of rows, antialiased; float32, not rounded.
 
-    The same operation does both axes at once, but the second pixel by pixel with three channels at a time, which takes
-    several times as long as whole rows do. So `resized` transposes the image in between; the numbers are the same.
+    The operation can do both axes at once, but it does the second pixel by pixel with three channels at a time: several
+    times slower than whole rows. So `resized` transposes the image in between; the numbers are the same.
     """
     before, columns, channels = tf.unstack(tf.shape(image))
     scale = tf.stack([tf.cast(rows, tf.float32) / tf.cast(before, tf.float32), 1.0])
-    as_channels = tf.reshape(image, [1, before, 1, -1])  # a row is one pixel with many channels
+    as_channels = tf.reshape(image, [1, before, 1, -1])  # makes each row one pixel with many channels
     result = tf.raw_ops.ScaleAndTranslate(
         images=as_channels, size=[rows, 1], scale=scale, translation=[0.0, 0.0], kernel_type=kernel, antialias=True
     )
@@ -219,7 +218,7 @@ def _with_rows(image: tf.Tensor, rows: int | tf.Tensor, *, kernel: str) -> tf.Te
 def central_view(
     encoded: tf.Tensor, *, resize: int, size: int, channels: int, interpolation: str = "bilinear"
 ) -> tf.Tensor:
-    """The image as it is evaluated: its shorter side resized, keeping the aspect, then the central square.
+    """The view for evaluation: resize the shorter side, keeping the aspect ratio, then crop the central square.
 
     Rounding follows torchvision's `Resize` and `CenterCrop`.
 
@@ -227,10 +226,10 @@ def central_view(
         encoded: scalar string, JPEG or PNG.
         resize: pixels of the shorter side; 0 = not resized.
         size: side of the result in pixels.
-        interpolation: of the resize, see `resized`.
+        interpolation: for the resizing, see `resized`.
 
     Returns:
-        [size, size, channels] uint8. An image smaller than the square is an error when the graph runs.
+        [size, size, channels] uint8. If the image is smaller than the square, running the graph raises an error.
     """
     image = decode(encoded, channels=channels)
     if resize:
@@ -239,5 +238,5 @@ def central_view(
     shape = tf.shape(image)[:2]
     message = f"an image is smaller than {size} pixels: set config.data.eval_resize to {size} or more"
     with tf.control_dependencies([tf.debugging.assert_greater_equal(shape, size, message=message)]):
-        corner = tf.cast(tf.round(tf.cast(shape - size, tf.float32) / 2), tf.int32)  # half to even, as Python
+        corner = tf.cast(tf.round(tf.cast(shape - size, tf.float32) / 2), tf.int32)  # rounds half to even, as Python
     return tf.slice(image, [corner[0], corner[1], 0], [size, size, -1])

@@ -1,17 +1,16 @@
-"""Which example stands in which row of which batch: arithmetic only, shared by real and generated data.
+"""Which example is in which row of which batch: pure arithmetic, shared by real and generated data.
 
-An epoch of the training split is read by R readers. The split is cut in R even pieces; reader v reads piece v
-and supplies rows [v·B/R, (v+1)·B/R) of every global batch of B. Of P processes, process p feeds rows
-[p·B/P, (p+1)·B/P) and so opens only readers [p·R/P, (p+1)·R/P): the batches do not depend on P, and no process
-reads another's share. The one exception is R = 1 with several processes: each reads everything and drops the
-others' rows before decoding.
+An epoch is read by R readers. The training split is cut into R even pieces; reader v reads piece v and supplies rows
+[v·B/R, (v+1)·B/R) of every global batch of B rows. Process p of P supplies rows [p·B/P, (p+1)·B/P), so it opens readers
+[p·R/P, (p+1)·R/P) only: the batches do not depend on P, and no process reads another's share. The exception is R = 1
+with several processes: each of them reads everything and drops the others' rows before decoding.
 """
 
 from dgkd_jax.errors import BadInput
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches in a split; the rest of an epoch is dropped, and is another rest in each epoch.
+    """Whole batches in a split. The rest of an epoch is dropped; it is a different rest in each epoch.
 
     Raises:
         BadInput: the split is smaller than one batch.
@@ -27,10 +26,10 @@ def piece(num_examples: int, index: int, count: int) -> tuple[int, int]:
 
 
 def rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
-    """Rows of the global batch that a process feeds.
+    """Rows of the global batch that a process supplies.
 
     Raises:
-        BadInput: the batch cannot be divided evenly.
+        BadInput: the batch is not divisible by the number of processes.
     """
     if batch_size % process_count:
         raise BadInput(f"a batch of {batch_size} cannot be divided evenly over {process_count} processes")
@@ -39,7 +38,7 @@ def rows_of_process(batch_size: int, process_index: int, process_count: int) -> 
 
 
 def readers_of_process(readers: int, batch_size: int, process_index: int, process_count: int) -> range:
-    """Readers that a process opens.
+    """The readers that a process opens.
 
     Raises:
         BadInput: readers, batch and processes do not divide each other.
@@ -55,6 +54,6 @@ def readers_of_process(readers: int, batch_size: int, process_index: int, proces
 
 
 def eval_batches(num_examples: int, batch_size: int, process_count: int) -> int:
-    """Batches that every process yields, so that the largest of their pieces is covered."""
+    """Batches that every process yields: enough for the largest process's piece."""
     largest_piece = -(-num_examples // process_count)
     return -(-largest_piece // (batch_size // process_count))

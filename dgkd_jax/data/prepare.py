@@ -1,4 +1,4 @@
-"""Where a data set lies, whether it is there, and building it: python -m dgkd_jax.data.prepare NAME [--data_dir=DIR].
+"""Finds and builds TFDS data sets: python -m dgkd_jax.data.prepare NAME [--data_dir=DIR].
 
 Nothing here imports TensorFlow before a set is built: TFDS itself loads it late. The command stands in for
 `tfds build`, which does not start without apache-beam.
@@ -9,9 +9,8 @@ import contextlib
 import io
 import os
 import shlex
-import socket
 import sys
-import threading
+import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,24 +21,27 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from dgkd_jax.data import datasets
+from dgkd_jax.data import catalogue
 from dgkd_jax.data.builders import fashion_mnist, image_files, mnist5k
-from dgkd_jax.errors import BadInput
+from dgkd_jax.data.hosts import resolves
+from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
+
+# A running build writes at least this often; an older unfinished one is abandoned, not another process's.
+_ABANDONED_S = 3600
 
 _IMAGENET_FILES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
-_LOOKUP_SECONDS = 3
 
 
 def find_builder(data: Any) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of a data set, prepared or not.
+    """The TFDS builder of a data set, which may not be built yet.
 
     Args:
-        data: the section `data` of a configuration.
+        data: the config's section `data`.
 
     Raises:
-        BadInput: there is no such data set; or it is a folder of images, defined by its files, and they are missing.
+        BadInput: no such data set; or it is a folder of images, which its files define, and they are missing.
     """
-    datasets.find(data.name)
+    catalogue.find(data.name)
     data_dir = epath.Path(data.dir or tfds.core.constants.DATA_DIR).expanduser()
     match data.name:
         case "mnist5k":
@@ -56,7 +58,7 @@ def find_builder(data: Any) -> tfds.core.DatasetBuilder:
                 raise BadInput("config.data.name='image_folder' needs the folder: --config.data.manual_dir=FOLDER")
             folder = Path(data.manual_dir).expanduser()
             listing = image_files.list_folder(folder)
-            # One prepared copy per content: a folder that has changed is read again.
+            # One built copy per content: a folder that has changed is read again.
             data_dir = data_dir / "image_folder" / listing.fingerprint(folder)
             return image_files.ImageFolder(listing=listing, data_dir=data_dir)
         case _:
@@ -68,10 +70,10 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def check_preparable(data: Any, builder: tfds.core.DatasetBuilder) -> None:
-    """Check that everything is there to build the set, before the time is spent.
+    """Check in advance that everything needed to build the set is there.
 
     Raises:
-        BadInput: naming what is missing, where it was looked for and the command that provides it.
+        BadInput: names what is missing, where it was expected, and the command that provides it.
     """
     match data.name:
         case "mnist5k":
@@ -81,7 +83,7 @@ def check_preparable(data: Any, builder: tfds.core.DatasetBuilder) -> None:
         case "tiny_imagenet":
             image_files.list_tiny_imagenet(builder.folder)
         case "image_folder":
-            pass  # its files were listed to find the builder
+            pass  # `find_builder` has already listed its files
         case "imagenet2012":
             _check_imagenet(builder, _manual_dir(data, builder))
         case _:
@@ -89,18 +91,23 @@ def check_preparable(data: Any, builder: tfds.core.DatasetBuilder) -> None:
 
 
 def prepare(data: Any, builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
-    """Build the set if it is not there.
+    """Build the set if it is not built yet.
 
     Returns:
         A builder that can be read from.
 
     Raises:
-        BadInput: it cannot be built: files are missing, a download failed, the disk is full.
+        BadInput: it cannot be built: files are missing, a download failed, or the disk is full.
     """
     if is_prepared(builder):
         return builder
     check_preparable(data, builder)
-    print(f"building the data set {data.name} in {builder.data_dir} (once)", file=sys.stderr, flush=True)
+    print(
+        f"building the data set {data.name} in {builder.data_dir} (once; elsewhere: --config.data.dir=DIR)",
+        file=sys.stderr,
+        flush=True,
+    )
+    _remove_abandoned(builder)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(manual_dir=_manual_dir(data, builder))
@@ -116,7 +123,18 @@ def prepare(data: Any, builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBu
         # Another process of this run was faster and has moved its copy to the same place.
     if not is_prepared(builder):
         raise BadInput(f"{builder.data_dir} is not a complete data set: remove this folder and start again")
+    size = sum(path.stat().length for path in builder.data_path.iterdir())
+    print(f"built: {size / 1e6:,.1f} MB in {builder.data_dir}", file=sys.stderr, flush=True)
     return find_builder(data)
+
+
+def _remove_abandoned(builder: tfds.core.DatasetBuilder) -> None:
+    """Remove what killed builds of this set left: TFDS does not, and it can be as large as the set."""
+    for folder in builder.data_path.parent.glob("incomplete.*"):
+        newest = max(path.stat().mtime for path in (folder, *folder.glob("*")))
+        if time.time() - newest > _ABANDONED_S:
+            print(f"removing {folder}, left by a build that did not end", file=sys.stderr, flush=True)
+            folder.rmtree()
 
 
 def statistics(builder: tfds.core.DatasetBuilder) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +150,7 @@ def statistics(builder: tfds.core.DatasetBuilder) -> tuple[np.ndarray, np.ndarra
 
 
 def _manual_dir(data: Any, builder: tfds.core.DatasetBuilder) -> epath.Path:
-    """Where TFDS looks for files that it cannot download."""
+    """The folder in which TFDS looks for files that it cannot download."""
     return epath.Path(data.manual_dir or builder.data_dir_root / "downloads" / "manual").expanduser()
 
 
@@ -149,7 +167,7 @@ def _check_imagenet(builder: tfds.core.DatasetBuilder, manual_dir: epath.Path) -
 
 
 def _check_download(data: Any, builder: tfds.core.DatasetBuilder) -> None:
-    host = datasets.find(data.name).host
+    host = catalogue.find(data.name).host
     downloads = builder.data_dir_root / "downloads"
     fetched = any(path.is_file() for folder in (downloads, downloads / data.name) for path in folder.glob("*"))
     if not data.download:
@@ -165,20 +183,6 @@ def _check_download(data: Any, builder: tfds.core.DatasetBuilder) -> None:
     )
 
 
-def resolves(host: str) -> bool:
-    """Whether the network knows `host`. TFDS would retry for minutes to find out that there is no network."""
-    found = []
-
-    def look_up():
-        with contextlib.suppress(OSError):
-            found.append(socket.getaddrinfo(host, 443))
-
-    thread = threading.Thread(target=look_up, daemon=True)
-    thread.start()
-    thread.join(_LOOKUP_SECONDS)
-    return bool(found) or thread.is_alive()  # a slow network is a network
-
-
 def _command(name: str, builder: tfds.core.DatasetBuilder, manual_dir: str = "") -> str:
     command = f"python -m dgkd_jax.data.prepare {name} --data_dir={shlex.quote(os.fspath(builder.data_dir_root))}"
     return f"{command} --manual_dir={shlex.quote(manual_dir)}" if manual_dir else command
@@ -189,26 +193,28 @@ def _first_line(error: BaseException) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dgkd_jax.data.prepare", description="Build a data set.")
-    parser.add_argument("name", help=", ".join(datasets.NAMES))
+    parser = ArgumentParser(prog="python -m dgkd_jax.data.prepare", description="Build a data set.")
+    parser.add_argument("name", help=", ".join(catalogue.NAMES))
     parser.add_argument("--data_dir", default="", help="TFDS's folder; default $TFDS_DATA_DIR or ~/tensorflow_datasets")
     parser.add_argument("--manual_dir", default="", help="folder with files that cannot be downloaded")
     parser.add_argument("--statistics", action="store_true", help="mean and deviation of the training pixels")
-    options = parser.parse_args(argv)
+
+    def work() -> None:
+        _build(parser.parse_args(argv))
+
+    return exit_code_of(work)
+
+
+def _build(options: argparse.Namespace) -> None:
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
-        os.environ.setdefault(name, value)  # before TensorFlow is imported, or it chats
+        os.environ.setdefault(name, value)  # before TensorFlow is imported: silences its messages
     data = SimpleNamespace(name=options.name, dir=options.data_dir, manual_dir=options.manual_dir, download=True)
-    try:
-        builder = prepare(data, find_builder(data))
-    except BadInput as problem:
-        print(problem, file=sys.stderr)
-        return BadInput.exit_code
+    builder = prepare(data, find_builder(data))
     sizes = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
     print(f"{options.name} in {builder.data_dir}: {sizes}")
     if options.statistics:
         mean, std = statistics(builder)
         print(f"mean {np.round(mean, 4).tolist()}, std {np.round(std, 4).tolist()}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """ConvNeXt-T, torchvision's.
 
-Source: Liu et al., arXiv:2201.03545. LayerNorm adds 1e-6, GELU is exact. The stochastic depth that torchvision
-trains with (0.1) is left out, so `train=True` computes what `train=False` does.
+Source: Liu et al., arXiv:2201.03545. LayerNorm's epsilon is 1e-6, GELU is exact. Torchvision's stochastic depth (0.1)
+is left out, so `train=True` and `train=False` compute the same.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ _EPSILON = 1e-6
 
 
 class Block(nn.Module):
-    """Depthwise 7x7 convolution, norm and MLP, scaled per channel and added to what came in.
+    """Depthwise 7x7 convolution, norm and MLP, scaled per channel and added to the input.
 
     Attributes: as those of `ConvNeXt`.
     """
@@ -35,19 +35,19 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Convolutional network in a transformer's manner over images [batch, height, width, channels].
+    """ConvNeXt over images [batch, height, width, channels].
 
     `model.apply(variables, images)` gives logits [batch, num_classes]; `features=True` gives (logits, features) with
-    the pooled activations after the last norm. Both are in at least float32. Images from 32 pixels up work; as in
-    torchvision, each reduction drops rows and columns that do not fill a patch.
+    the pooled activations after the last norm. Both are in at least float32. Images need at least 32 pixels a side; as
+    in torchvision, a reduction drops rows and columns that do not fill a patch.
 
     Attributes:
         num_classes: size of the head.
         stage_sizes: blocks per stage. The stem divides height and width by 4, each stage but the first by 2.
         widths: channels of each stage.
         image_shape: the (height, width, channels) that the network is meant for.
-        dtype: of the computation up to the pooling; parameters keep their own.
-        batch_norm_groups: taken like every family's; without BatchNorm it changes nothing.
+        dtype: of the computation up to the pooling; parameters have their own dtype.
+        batch_norm_groups: for the same interface as other families; no effect without BatchNorm.
     """
 
     num_classes: int

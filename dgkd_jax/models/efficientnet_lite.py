@@ -1,9 +1,8 @@
-"""EfficientNet-Lite0, with the entries of the PyPI package efficientnet-lite-pytorch.
+"""EfficientNet-Lite0, with the entry names of the PyPI package efficientnet-lite-pytorch.
 
-Source: Tan and Le, arXiv:1905.11946 (EfficientNet-B0); the Lite form has ReLU6 for swish, no squeeze-and-excitation,
-and BatchNorm with momentum 0.99 and epsilon 1e-3: https://github.com/tensorflow/tpu, models/official/efficientnet/lite.
-The initial values are those of that TensorFlow code. The dropout (0.2) and stochastic depth (0.2) that it was trained
-with are left out.
+Source: Tan and Le, arXiv:1905.11946 (EfficientNet-B0). Lite has ReLU6 instead of swish, no squeeze-and-excitation, and
+BatchNorm with momentum 0.99 and epsilon 1e-3: https://github.com/tensorflow/tpu, models/official/efficientnet/lite,
+which is also the source of the initial values. Its dropout (0.2) and stochastic depth (0.2) in training are left out.
 """
 
 from functools import partial
@@ -28,7 +27,7 @@ _LITE0 = (
 
 
 def _same_padding(size: tuple[int, ...], kernel_size: int, stride: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """TensorFlow's padding, which leaves ceil(size / stride) pixels; where it is odd, the last side gets more."""
+    """TensorFlow's padding, which leaves ceil(size / stride) pixels; of an odd number the last side gets one more."""
     total = [max((-(-side // stride) - 1) * stride + kernel_size - side, 0) for side in size]
     return tuple((pixels // 2, pixels - pixels // 2) for pixels in total)
 
@@ -39,13 +38,13 @@ def _conv(x: jax.Array, features: int, kernel_size: int, stride: int = 1, **kwar
 
 
 class Block(nn.Module):
-    """Expanding 1x1, depthwise and projecting 1x1 convolution; a shortcut where the shape stays.
+    """Expanding 1x1, depthwise and projecting 1x1 convolution, with a shortcut if input and output shapes are equal.
 
     Attributes:
-        width: channels that leave it.
+        width: output channels.
         kernel_size: side of the depthwise kernel.
         stride: of the depthwise convolution.
-        expansion: the depthwise convolution has this many times the channels that come in.
+        expansion: channels of the depthwise convolution, as a multiple of the input channels.
         dtype, batch_norm_groups: as those of `EfficientNetLite`.
     """
 
@@ -79,9 +78,9 @@ class EfficientNetLite(nn.Module):
     `model.apply(variables, images)` gives logits [batch, num_classes]; `features=True` gives (logits, features) with
     the pooled activations before the head. Both are in at least float32.
 
-    Convolutions are padded as in TensorFlow, on which the published weights were trained: at stride 2 an even map
-    gets its zeros below and on the right (kernel 3) or one more there (kernel 5). The package fixes this for images
-    of 224 pixels; here it follows the image's size, as in the package when it is told that size.
+    Convolutions are padded as in TensorFlow, where the published weights were trained: at stride 2 an even map gets its
+    zeros (kernel 3) or one more row and column of them (kernel 5) at the bottom and right. The padding depends on the
+    image's size; the package fixes it for 224 pixels unless it is given the size.
 
     Attributes:
         num_classes: size of the head.
@@ -89,7 +88,7 @@ class EfficientNetLite(nn.Module):
         stem_width: channels after the first convolution.
         head_width: channels of the features.
         image_shape: the (height, width, channels) that the network is meant for; others work too.
-        dtype: of the computation up to the head; parameters keep their own.
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
     """
 

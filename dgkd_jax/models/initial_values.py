@@ -1,8 +1,8 @@
-"""Initial values of a model's leaves, drawn with numpy: nothing is compiled.
+"""Initial values of a model's variables, drawn with numpy; nothing is compiled.
 
-Each family names a table of (regular expression on the leaf's path, rule); the first match wins. A path is
-"params/layer1_0/conv1/kernel". A rule is a function of (generator, shape of the leaf, shape of the kernel in
-the same module or None) and returns float32.
+Each family names a table of (regular expression for the leaf's path, rule); the first match applies. A path is for
+example "params/layer1_0/conv1/kernel". A rule maps (generator, shape of the leaf, shape of the kernel in the same
+module or None) to a float32 array.
 """
 
 import re
@@ -46,13 +46,13 @@ def uniform_fan_out(rng, shape, _kernel) -> np.ndarray:
 
 
 def uniform_fan_in(rng, shape, kernel) -> np.ndarray:
-    """Uniform within ±1/sqrt(fan_in) for kernel and bias alike: what `torch.nn.Linear` and `Conv2d` start from."""
+    """Uniform within ±1/sqrt(fan_in) for kernel and bias: the defaults of `torch.nn.Linear` and `Conv2d`."""
     bound = 1.0 / np.sqrt(np.prod(kernel[:-1]))
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def normal(std: float) -> Rule:
-    """Normal with this standard deviation. PyTorch's `trunc_normal_` cuts at ±2: at 0.02 that cuts nothing."""
+    """Normal with this standard deviation. PyTorch's `trunc_normal_` cuts at ±2; at 0.02 that changes nothing."""
 
     def rule(rng, shape, _kernel) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
@@ -75,7 +75,7 @@ TORCHVISION_CNN: tuple[tuple[str, Rule], ...] = (
 )
 NARROW_NORMAL_HEAD = ((r"params/fc/kernel$", normal(0.01)), (r"params/fc/bias$", zeros), *TORCHVISION_CNN)
 ZERO_BIAS_HEAD = ((r"params/fc/bias$", zeros), *TORCHVISION_CNN)
-# For networks that leave every layer as PyTorch makes it; their convolutions have no biases.
+# For networks that keep PyTorch's default initial values; their convolutions have no biases.
 TORCH_DEFAULTS = ((r"/kernel$", uniform_fan_in), *TORCHVISION_CNN)
 TENSORFLOW_EFFICIENTNET: tuple[tuple[str, Rule], ...] = (
     (r"/depthwise_conv/kernel$", he_normal_depthwise),
@@ -106,7 +106,7 @@ TORCHVISION_SWIN: tuple[tuple[str, Rule], ...] = (
 
 
 def fill(shapes: dict, table: tuple[tuple[str, Rule], ...], seed: int) -> dict:
-    """Float32 arrays for a tree of shapes.
+    """Float32 arrays for a tree of shapes, drawn by a table of rules.
 
     Args:
         shapes: nested dict whose leaves have a `shape`.

@@ -1,8 +1,8 @@
-"""The bricks of the families, as in PyTorch: convolution, norms, linear layer, attention and pooling.
+"""The layers that all families use, as in PyTorch: convolution, norms, linear layer, attention and pooling.
 
 Layout: images and activations are [batch, height, width, channels], convolution kernels [height, width,
 in, out], linear kernels [in, out]. Leaves are `kernel`, `scale` and `bias` in the collection "params",
-`mean` and `var` in "batch_stats". The modules only declare their leaves: the values come from
+`mean` and `var` in "batch_stats". Modules only declare their leaves; the values come from
 `dgkd_jax.models.initialise` or from `dgkd_jax.torch_port`.
 """
 
@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dgkd_jax.models import convolution
+from dgkd_jax.models import cpu_convolution
 
 
 def at_least_float32(dtype: Any) -> jnp.dtype:
-    """`dtype` widened to float32 if it is narrower; float64 stays. Statistics, features and logits use it."""
+    """float32 for a narrower `dtype`, else `dtype`. Statistics, features and logits use it."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def undefined(_, shape: tuple[int, ...]) -> jax.Array:
-    """What `Module.param` starts a leaf from: NaN, so that an unfilled one shows instead of training as a zero."""
+    """The initialiser of every leaf: NaN, so that a leaf that was never filled is noticed."""
     return jnp.full(shape, jnp.nan, jnp.float32)
 
 
@@ -34,10 +34,10 @@ class Conv(nn.Module):
         kernel_size: side of the square kernel, in pixels.
         stride: step along both axes, in pixels.
         padding: zeros added on each of the four sides, in pixels; or ((top, bottom), (left, right)). "SAME" is
-            not offered: at stride 2 it pads one side only and shifts the grid by a pixel against PyTorch.
+            not allowed: at stride 2 it pads one side only, which shifts the grid by a pixel against PyTorch.
         groups: the channels are convolved in this many separate groups.
         use_bias: adds one learned number per output channel.
-        dtype: images and kernel are converted to it, and the output has it.
+        dtype: of the computation and the output; images and kernel are converted to it.
     """
 
     features: int
@@ -60,33 +60,35 @@ class Conv(nn.Module):
         return y
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, padding: convolution.Padding, groups: int) -> jax.Array:
-    """The convolution in the form that is quick on this backend: the one place where that is chosen."""
+def _convolve(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: cpu_convolution.Padding, groups: int
+) -> jax.Array:
+    """Choose the convolution that is fast on this backend; only this function does so."""
     if jax.default_backend() == "cpu":
         if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
-            return convolution.pointwise(x, kernel, stride=stride, groups=groups)
+            return cpu_convolution.pointwise(x, kernel, stride=stride, groups=groups)
         if groups == x.shape[-1] == kernel.shape[-1]:
-            return convolution.depthwise(x, kernel, stride, padding)
-    return convolution.by_library(x, kernel, stride=stride, padding=padding, groups=groups)
+            return cpu_convolution.depthwise(x, kernel, stride, padding)
+    return cpu_convolution.by_library(x, kernel, stride=stride, padding=padding, groups=groups)
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, with the running statistics of `torch.nn.BatchNorm2d`.
 
-    In training, the batch's mean and biased variance normalise; the running statistics move by
-    `1 - momentum` towards the mean and the *unbiased* variance (PyTorch's momentum is ours from the other
-    end: its 0.1 is 0.9 here). In evaluation the running statistics normalise and nothing is written.
+    In training it normalises with the batch's mean and biased variance; the running statistics move by
+    `1 - momentum` towards the mean and the *unbiased* variance. PyTorch defines momentum the other way round: its
+    0.1 is 0.9 here. In evaluation it normalises with the running statistics and changes nothing.
 
     Attributes:
-        groups: the batch is cut into this many consecutive equal groups, each normalised by its own
-            statistics, as if each were the batch of one of `groups` GPUs without synchronised BatchNorm. The
-            running statistics follow the mean of the groups' statistics. 1: the whole (global) batch.
+        groups: the batch is cut into this many equal, consecutive groups, each normalised by its own statistics,
+            as on that many GPUs without synchronised BatchNorm. The running statistics follow the mean of the
+            groups' statistics. 1: the whole (global) batch.
         momentum: share of the running statistics that a step keeps, 0 … 1.
         epsilon: added to the variance.
         dtype: of the output. Statistics and normalisation are computed in at least float32.
 
     Raises:
-        ValueError: (in training) `groups` does not divide the batch, or a group has one value per channel.
+        ValueError: (in training) `groups` does not divide the batch, or a group has only one value per channel.
 
     Source: Ioffe and Szegedy, arXiv:1502.03167, algorithms 1 and 2; groups: Hoffer et al., arXiv:1705.08741.
     """
@@ -117,7 +119,7 @@ class BatchNorm(nn.Module):
                 f"BatchNorm in training needs at least 2 values per channel and group, got {count} "
                 f"(input {x.shape}, groups={self.groups}); use a larger batch or image"
             )
-        # Two passes over the data: mean(x²) − mean(x)² loses all digits where the mean is far from 0.
+        # Two passes: mean(x²) − mean(x)² would lose all digits where the mean is far from 0.
         mean = jnp.mean(grouped, axes, keepdims=True)
         centred = grouped - mean
         var = jnp.mean(jnp.square(centred), axes, keepdims=True)
@@ -139,11 +141,11 @@ class BatchNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias` for x [..., in], in `dtype`; float32 stays float32 where TF32 is quicker.
+    """`x @ kernel + bias` for x [..., in], in `dtype`; float32 is never computed in TF32.
 
     Attributes:
         features: size of the output's last axis.
-        use_bias: without it the product is all.
+        use_bias: add a learned bias.
         dtype: of the computation and the output.
     """
 
@@ -164,7 +166,7 @@ class LayerNorm(nn.Module):
     """Normalises the last axis by its own mean and biased variance, then scales and shifts each channel.
 
     Attributes:
-        epsilon: added to the variance; families differ in it.
+        epsilon: added to the variance; differs between families.
         dtype: of the output. Statistics and normalisation are computed in at least float32.
 
     Source: Ba et al., arXiv:1607.06450, equations 3 and 4.
@@ -185,7 +187,7 @@ class LayerNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide between them, with the exact (erf) GELU.
+    """Two linear layers with the exact (erf) GELU between them; the hidden layer is four times as wide.
 
     Attributes:
         dtype: of the computation and the output.
@@ -201,13 +203,13 @@ class MLP(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of tokens [..., tokens, channels] to one another; the output has the same shape.
+    """Multi-head self-attention of tokens [..., tokens, channels]; the output has the same shape.
 
-    Queries, keys and values come from one linear layer `qkv`, in that order, each cut into heads.
+    One linear layer `qkv` gives queries, keys and values, in that order, each cut into heads.
 
     Attributes:
-        heads: it must divide the channels.
-        dtype: of the products and the output; the softmax is taken in at least float32.
+        heads: must divide the channels.
+        dtype: of the products and the output; the softmax is at least float32.
 
     Source: Vaswani et al., arXiv:1706.03762, section 3.2.
     """
@@ -217,7 +219,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """`bias` is added to the scores before the softmax; its shape broadcasts to [..., heads, tokens, tokens]."""
+        """`bias` is added to the scores before the softmax; it must broadcast to [..., heads, tokens, tokens]."""
         *leading, tokens, channels = x.shape
         size = channels // self.heads
         product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -238,5 +240,5 @@ def global_average_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int) -> jax.Array:
-    """Largest value in each `window`² pixels, the image framed by `padding` pixels of −inf, as in PyTorch."""
+    """Maximum over windows of `window`² pixels; the image is padded with `padding` pixels of −inf, as in PyTorch."""
     return nn.max_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)

@@ -1,10 +1,10 @@
 """MobileNetV2: torchvision's network for ImageNet, and mdistiller's of half width for 32-pixel images.
 
-Source: Sandler et al., arXiv:1801.04381, table 2. The CIFAR form has half the channels, no stride in the third row of
-that table, an expanding convolution in the first block too (1:1), and ReLU in place of ReLU6.
+Source: Sandler et al., arXiv:1801.04381, table 2. The CIFAR form has half the channels, stride 1 in the third row of
+that table, an expanding convolution (1:1) in the first block too, and ReLU instead of ReLU6.
 
-One difference in training: torchvision drops 20 % of the features before the head; here there is no dropout, so that
-a step needs no random numbers. (mdistiller's has none either.)
+Training differs in one point: torchvision drops 20 % of the features before the head. Dropout is left out here, so a
+step needs no random numbers. (mdistiller has none either.)
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from flax import linen as nn
 
 from dgkd_jax.models import initial_values, layers
 
-_EXPANSION = 6  # in all stages but the first
+_EXPANSION = 6  # in all stages except the first
 
 
 class InvertedResidual(nn.Module):
-    """1x1 convolution that widens, depthwise 3x3, 1x1 that narrows, and a shortcut where the shape stays.
+    """1x1 convolution that widens, depthwise 3x3, 1x1 that narrows; a shortcut if input and output shapes are equal.
 
     Attributes:
-        width: channels that leave it.
+        width: output channels.
         stride: of the depthwise convolution.
-        expanded: channels in between.
-        expands: has the first convolution.
+        expanded: channels of the depthwise convolution.
+        expands: whether the first 1x1 convolution is there.
         activation, dtype, batch_norm_groups: as those of `MobileNetV2`.
     """
 
@@ -63,11 +63,11 @@ class MobileNetV2(nn.Module):
     Attributes:
         num_classes: size of the head.
         stem_width: channels after the first convolution.
-        stages: (channels, blocks, stride of the first block) of each.
+        stages: (channels, blocks, stride of the first block) of each stage.
         expands_everywhere: the first stage has the expanding convolution too.
-        activation: after each convolution but the narrowing ones.
+        activation: after every convolution except those that narrow.
         image_shape: the (height, width, channels) that the network is meant for; others work too.
-        dtype: of the computation up to the head; parameters keep their own.
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
     """
 

@@ -16,7 +16,7 @@ from dgkd_jax.models import initial_values, layers
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; `width` channels leave it.
+    """Two 3x3 convolutions and a shortcut; `width` output channels.
 
     Attributes: as those of `ResNet`; `stride` is that of the first convolution and of the shortcut.
     """
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut; 4 * `width` channels leave it.
+    """1x1, 3x3 and 1x1 convolution and a shortcut; 4 * `width` output channels.
 
     Attributes: as those of `ResNet`; `stride` is that of the 3x3 convolution and of the shortcut.
     """
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
         stem_width: channels after the first convolution.
         image_shape: the (height, width, channels) that the network is meant for; others work too.
         imagenet_stem: 7x7 convolution at stride 2 and a 3x3 max-pool at stride 2; else one 3x3 convolution.
-        dtype: of the computation up to the head; parameters keep their own.
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
     """
 

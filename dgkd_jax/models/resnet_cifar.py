@@ -1,8 +1,8 @@
 """Thin ResNets for 32-pixel images, as RepDistiller, mdistiller and the DGKD repository build them.
 
 Source: He et al., arXiv:1512.03385, section 4.2 (depth = 6n + 2: three stages of n blocks), but with a 1x1
-convolution in the shortcut where the shape changes. The `x4` networks are those repositories': stages four
-times as wide behind a stem of 32 channels.
+convolution in the shortcut where the shape changes. In those repositories' `x4` networks the stages are four times as
+wide, and the stem has 32 channels.
 """
 
 from functools import partial

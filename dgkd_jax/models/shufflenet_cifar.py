@@ -1,8 +1,8 @@
 """ShuffleNetV1 (three groups) and V2 (full width) for 32-pixel images, as RepDistiller and mdistiller build them.
 
 Sources: Zhang et al., arXiv:1707.01083, table 1, g = 3; Ma et al., arXiv:1807.11164. Both start with one 1x1
-convolution in place of the strided stem and the max-pool. Against the paper, these repositories' V1 has a ReLU after
-the depthwise convolution, and the bottleneck of a downsampling unit is a quarter of the channels that the unit appends.
+convolution instead of the strided stem and the max-pool. V1 differs from the paper as in those repositories: a ReLU
+follows the depthwise convolution, and a downsampling unit's bottleneck is a quarter of the channels that it appends.
 """
 
 from functools import partial
@@ -19,11 +19,11 @@ _GROUPS = 3
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3 and grouped 1x1 convolution with a shortcut; `width` channels leave it.
+    """Grouped 1x1, shuffle, depthwise 3x3 and grouped 1x1 convolution with a shortcut; `width` output channels.
 
-    The shortcut is added; a downsampling unit averages 3x3 pixels in it at stride 2 and appends it to the output.
+    The shortcut is added. In a downsampling unit it is a 3x3 average at stride 2 and is appended to the output.
 
-    Attributes: as those of `ShuffleNetV1`; `groups` are those of the first convolution and of the shuffle.
+    Attributes: as those of `ShuffleNetV1`; `groups` applies to the first convolution and the shuffle.
     """
 
     width: int
@@ -47,7 +47,7 @@ class ShuffleUnit(nn.Module):
         y = conv(out, 1, groups=_GROUPS, name="conv3")(y)
         y = norm(name="bn3")(y, train=train)
         if self.downsample:
-            # The frame of zeros counts in the average, as in torch.nn.AvgPool2d.
+            # The padding zeros count in the average, as in torch.nn.AvgPool2d.
             shortcut = nn.avg_pool(x.astype(layers.at_least_float32(x.dtype)), (3, 3), (2, 2), ((1, 1), (1, 1)))
             return nn.relu(jnp.concatenate([y, shortcut.astype(y.dtype)], -1))
         return nn.relu(y + x)
@@ -62,9 +62,9 @@ class ShuffleNetV1(nn.Module):
     Attributes:
         num_classes: size of the head.
         widths: channels after each stage.
-        sizes: units per stage; the first of each halves height and width.
+        sizes: units per stage; the first unit of each stage halves height and width.
         image_shape: the (height, width, channels) that the network is meant for; others work too.
-        dtype: of the computation up to the head; parameters keep their own.
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
     """
 

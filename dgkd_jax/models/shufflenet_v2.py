@@ -14,11 +14,11 @@ from dgkd_jax.models import initial_values, layers
 
 
 def channel_shuffle(x: jax.Array, *, groups: int) -> jax.Array:
-    """Deals the channels of `groups` equal groups round: channel i of group g becomes channel i·groups + g.
+    """Interleaves `groups` equal groups of channels: channel i of group g becomes channel i·groups + g.
 
     Args:
         x: [batch, height, width, channels].
-        groups: divides the channels.
+        groups: must divide the channels.
 
     Source: Zhang et al., arXiv:1707.01083, figure 1.
     """
@@ -29,8 +29,8 @@ def channel_shuffle(x: jax.Array, *, groups: int) -> jax.Array:
 class ShuffleUnit(nn.Module):
     """1x1, depthwise 3x3 and 1x1 convolution of the right half of the channels, then a shuffle of both halves.
 
-    A downsampling unit gives all channels to both sides, each at stride 2, and convolves on the left too: depthwise
-    3x3, then 1x1. `width` channels leave it. Source: figure 3 (c) and (d) of the paper.
+    A downsampling unit gives all channels to both sides, each at stride 2; its left side has a depthwise 3x3 and a 1x1
+    convolution. `width` output channels. Source: figure 3 (c) and (d) of the paper.
 
     Attributes: as those of `ShuffleNetV2`.
     """
@@ -71,10 +71,10 @@ class ShuffleNetV2(nn.Module):
     Attributes:
         num_classes: size of the head.
         widths: channels after each stage.
-        sizes: units per stage; the first of each halves height and width.
+        sizes: units per stage; the first unit of each stage halves height and width.
         image_shape: the (height, width, channels) that the network is meant for; others work too.
         imagenet_stem: 3x3 convolution at stride 2 and a 3x3 max-pool at stride 2; else one 1x1 convolution.
-        dtype: of the computation up to the head; parameters keep their own.
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
     """
 

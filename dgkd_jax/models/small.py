@@ -1,9 +1,9 @@
-"""Small convolutional networks for the embedded sets (28x28x1 digits); images from 16 pixels up work.
+"""Small convolutional networks for the embedded sets (28x28x1 digits); images need at least 16 pixels a side.
 
 3x3 convolutions at stride 2 with BatchNorm, the mean over the pixels, and a linear head. No layer works at
-full resolution, where XLA's kernel gradients are slow on a CPU. The name says the width of the first layer:
-`small_cnn_w8` is the student (5.0k parameters), `small_cnn_w4` a smaller one (1.4k), `small_cnn_w24` their teacher,
-one layer deeper (121k).
+full resolution, where XLA's kernel gradients are slow on a CPU. The name gives the width of the first layer:
+`small_cnn_w8` is the student (5.0k parameters), `small_cnn_w4` a smaller student (1.4k), and `small_cnn_w24` their
+teacher, one layer deeper (121k).
 """
 
 from functools import partial
@@ -24,9 +24,9 @@ class SmallCNN(nn.Module):
 
     Attributes:
         num_classes: size of the head.
-        widths: channels after each convolution; each halves height and width.
+        widths: channels after each convolution; each convolution halves height and width.
         image_shape: the (height, width, channels) that the network is meant for; others work too.
-        dtype: of the computation up to the head; parameters keep their own.
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
     """
 

@@ -1,7 +1,7 @@
 """Swin-S, torchvision's.
 
-Source: Liu et al., arXiv:2103.14030. LayerNorm adds 1e-5, GELU is exact. The stochastic depth that torchvision
-trains with (0.3) is left out, so `train=True` computes what `train=False` does.
+Source: Liu et al., arXiv:2103.14030. LayerNorm's epsilon is 1e-5, GELU is exact. Torchvision's stochastic depth (0.3)
+is left out, so `train=True` and `train=False` compute the same.
 """
 
 from functools import partial
@@ -16,11 +16,11 @@ from dgkd_jax.models import initial_values, layers
 
 _EPSILON = 1e-5
 _WINDOW = 7  # side of a window, in tokens
-_MASKED = -100.0  # torchvision's score between tokens that the shift has brought together
+_MASKED = -100.0  # torchvision's score between tokens that only the shift's wrap-around made neighbours
 
 
 def relative_position_index() -> np.ndarray:
-    """Row of the bias table for each pair of a window's tokens.
+    """Row of the bias table for each pair of tokens in a window.
 
     Returns:
         int64 [window² * window²]: for tokens (r, c) and (r', c'), counted row by row, it is
@@ -35,15 +35,15 @@ def relative_position_index() -> np.ndarray:
 
 
 class Block(nn.Module):
-    """Attention within windows of 7x7 tokens, then MLP, each normalised before and added to what came in.
+    """Attention within windows of 7x7 tokens, then MLP; each has a norm in front and is added to its input.
 
-    Tokens [batch, height, width, channels]. Where the windows do not fill the map, zeros are added below and on the
-    right after the norm; as in torchvision, these take part in the attention.
+    Tokens are [batch, height, width, channels]. If windows do not fill the map, zeros are added at the bottom and right
+    after the norm; as in torchvision, these take part in the attention.
 
     Attributes:
-        heads: of the attention; they divide the channels.
-        shifted: the windows are moved by 3 tokens down and right, and wrap around; tokens that are not neighbours do
-            not see each other. An axis that one window covers is not shifted.
+        heads: of the attention; must divide the channels.
+        shifted: the windows are moved by 3 tokens down and right and wrap around; tokens that are not neighbours in
+            the image are masked. An axis that fits in one window is not shifted.
         dtype: as that of `Swin`.
     """
 
@@ -93,8 +93,8 @@ def _map(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _shift_mask(size: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """Scores [windows, tokens, tokens] of a shifted map: 0 between neighbours, `_MASKED` between strangers."""
-    # Along an axis, the shift leaves three regions: whole windows, the last window's own tokens, the wrapped ones.
+    """Scores [windows, tokens, tokens] of a shifted map: 0 between neighbours in the image, else `_MASKED`."""
+    # The shift makes three regions along an axis: whole windows, the last window's own tokens, the wrapped ones.
     row, column = (
         np.digitize(np.arange(side), (side - _WINDOW, side - by)) if by else np.zeros(side, int)
         for side, by in zip(size, shift, strict=True)
@@ -104,7 +104,7 @@ def _shift_mask(size: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
 
 
 class PatchMerging(nn.Module):
-    """Joins each 2x2 tokens to one with twice the channels; an odd map gets a row or column of zeros.
+    """Joins each 2x2 tokens into one with twice the channels; an odd map is padded with a row or column of zeros.
 
     Attributes: as those of `Swin`.
     """
@@ -124,19 +124,18 @@ class Swin(nn.Module):
     """Transformer with shifted windows over images [batch, height, width, channels].
 
     `model.apply(variables, images)` gives logits [batch, num_classes]; `features=True` gives (logits, features) with
-    the activations pooled after the last norm. Both are in at least float32. Any image of at least 4x4 pixels works:
-    maps are padded to whole windows, and, as in torchvision, rows and columns that do not fill a patch of 4 are
-    dropped.
+    the activations pooled after the last norm. Both are in at least float32. Images need at least 4x4 pixels: maps are
+    padded to whole windows, and, as in torchvision, rows and columns that do not fill a patch of 4 are dropped.
 
     Attributes:
         num_classes: size of the head.
         stage_sizes: blocks per stage, every second one shifted. The stem divides height and width by 4, each stage
             but the first by 2.
         heads: of each stage's attention.
-        width: channels of the first stage; each further one has twice those of the one before.
+        width: channels of the first stage; each further stage has twice as many as the one before.
         image_shape: the (height, width, channels) that the network is meant for.
-        dtype: of the computation up to the last norm; parameters keep their own.
-        batch_norm_groups: taken like every family's; without BatchNorm it changes nothing.
+        dtype: of the computation up to the last norm; parameters have their own dtype.
+        batch_norm_groups: for the same interface as other families; no effect without BatchNorm.
     """
 
     num_classes: int

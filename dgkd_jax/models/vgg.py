@@ -1,8 +1,8 @@
 """VGG-8/11/13/16/19 for 32-pixel images, with and without BatchNorm, as RepDistiller and mdistiller build them.
 
-Source: Simonyan and Zisserman, arXiv:1409.1556, table 1 (A, B, D, E; the 8-layer one is RepDistiller's), with that
-repository's ending: no pooling after the fourth block, the mean over the pixels after the fifth, one linear layer.
-Its special case is kept too: where images are 64 pixels high, the fourth block is followed by a pooling.
+Source: Simonyan and Zisserman, arXiv:1409.1556, table 1 (A, B, D, E; the 8-layer one is RepDistiller's). The end of the
+network is RepDistiller's: no pooling after the fourth block, the mean over the pixels after the fifth, one linear
+layer; its exception too: for images 64 pixels high a pooling follows the fourth block.
 """
 
 from functools import partial
@@ -28,11 +28,11 @@ class VGG(nn.Module):
         depths: convolutions in each of the five blocks.
         batch_norm: normalise after each convolution.
         image_shape: the (height, width, channels) that the network is meant for; others from 8 pixels up work too.
-        dtype: of the computation up to the head; parameters keep their own.
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
 
     Raises:
-        ValueError: (when applied) images so small that the poolings leave nothing.
+        ValueError: (when applied) the images are too small for the poolings.
     """
 
     num_classes: int
@@ -53,7 +53,7 @@ class VGG(nn.Module):
                 f"VGG halves images of {height}x{width} pixels {poolings} times; each side must have at least "
                 f"{2**poolings} pixels"
             )
-        # Numbered as in PyTorch's Sequential, where the activations count as well.
+        # Layers are numbered as in PyTorch's Sequential, which counts activations too.
         step = 3 if self.batch_norm else 2
         x = images
         for block, (depth, channels) in enumerate(zip(self.depths, _WIDTHS, strict=True)):

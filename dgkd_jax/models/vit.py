@@ -1,8 +1,8 @@
 """Vision transformers with patches of 16 pixels: timm's ViT-Ti/16, ViT-S/16 and DeiT-S/16.
 
-Source: Dosovitskiy et al., arXiv:2010.11929; the sizes Ti and S, and DeiT (the same network, trained otherwise,
-here without the distillation token): Touvron et al., arXiv:2012.12877. LayerNorm adds 1e-6, GELU is exact.
-There is neither dropout nor stochastic depth, so `train=True` computes what `train=False` does.
+Source: Dosovitskiy et al., arXiv:2010.11929; sizes Ti and S, and DeiT (the same network with another training, here
+without the distillation token): Touvron et al., arXiv:2012.12877. LayerNorm's epsilon is 1e-6, GELU is exact. There is
+neither dropout nor stochastic depth, so `train=True` and `train=False` compute the same.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ _EPSILON = 1e-6
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each normalised before and added to what came in; tokens [batch, tokens, width].
+    """Attention, then MLP; each has a norm in front and is added to its input. Tokens are [batch, tokens, width].
 
     Attributes: as those of `VisionTransformer`.
     """
@@ -39,19 +39,19 @@ class VisionTransformer(nn.Module):
     `model.apply(variables, images)` gives logits [batch, num_classes]; `features=True` gives (logits, features) with
     the class token after the last norm. Both are in at least float32.
 
-    Height and width may be any multiples of `patch`. The variables always hold the position embeddings of
-    `image_shape`; for images of another size they are resampled at each call, bicubically and with antialiasing, as
-    by timm's `dynamic_img_size`. So one set of weights serves every size.
+    Height and width may be any multiples of `patch`. The variables hold the position embeddings for `image_shape`; for
+    images of another size each call resamples them (bicubic, antialiased), as timm's `dynamic_img_size` does. So one
+    set of weights serves every size.
 
     Attributes:
         num_classes: size of the head.
         width: channels of each token.
-        heads: of the attention; they divide the width.
+        heads: of the attention; must divide the width.
         depth: number of blocks.
         patch: side of a patch in pixels.
         image_shape: the (height, width, channels) that the position embeddings belong to.
-        dtype: of the computation up to the last norm; parameters keep their own.
-        batch_norm_groups: taken like every family's; without BatchNorm it changes nothing.
+        dtype: of the computation up to the last norm; parameters have their own dtype.
+        batch_norm_groups: for the same interface as other families; no effect without BatchNorm.
 
     Raises:
         ValueError: (when called) height or width is not a multiple of `patch`.

@@ -4,7 +4,7 @@ Source: Zagoruyko and Komodakis, arXiv:1605.07146, as mdistiller builds them. `w
 stages of n blocks) and k times the width of a thin ResNet. Normalisation and ReLU come before each convolution (He et
 al., arXiv:1603.05027); where the width changes, the shortcut's 1x1 convolution starts from the normalised input.
 
-One difference in training: mdistiller, which also returns activations, runs three of its BatchNorms (`block2_0/bn1`,
+Training differs in one point: mdistiller, which also returns activations, runs three of its BatchNorms (`block2_0/bn1`,
 `block3_0/bn1` and the last) twice per step, so their running statistics move by 0.19 there and by 0.1 here.
 """
 
@@ -19,7 +19,7 @@ from dgkd_jax.models import initial_values, layers
 
 
 class PreActivationBlock(nn.Module):
-    """BatchNorm, ReLU and a 3x3 convolution, twice, and a shortcut; `width` channels leave it.
+    """BatchNorm, ReLU and a 3x3 convolution, twice, and a shortcut; `width` output channels.
 
     Attributes: as those of `WideResNet`; `stride` is that of the first convolution and of the shortcut.
     """
@@ -51,9 +51,9 @@ class WideResNet(nn.Module):
         num_classes: size of the head.
         blocks: per stage. The second and the third stage halve height and width.
         widen: factor on the stages' 16, 32 and 64 channels.
-        image_shape: the (height, width, channels) that the network is meant for; others work too (the repository's
-            own cannot: it pools 8 x 8 pixels).
-        dtype: of the computation up to the head; parameters keep their own.
+        image_shape: the (height, width, channels) that the network is meant for; others work too (not in mdistiller,
+            which pools 8 x 8 pixels).
+        dtype: of the computation up to the head; parameters have their own dtype.
         batch_norm_groups: see `layers.BatchNorm`.
     """
 

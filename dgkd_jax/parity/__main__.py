@@ -16,15 +16,9 @@ import argparse
 import importlib.util
 import sys
 from types import ModuleType
-from typing import NoReturn
 
-from dgkd_jax.errors import BadInput
-from dgkd_jax.parity import deviations, losses, model, report, training
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message} (see python -m dgkd_jax.parity --help)")
+from dgkd_jax.errors import ArgumentParser, BadInput, report
+from dgkd_jax.parity import deviations, findings, losses, model, training
 
 
 def main(arguments: list[str]) -> int:
@@ -32,21 +26,20 @@ def main(arguments: list[str]) -> int:
     try:
         options = _parser().parse_args(arguments)
         found = _run(options)
-        print(report.text(found))
+        print(findings.text(found))
         if options.output:
-            report.write(found, options.output)
+            findings.write(found, options.output)
             print(f"everything that was measured is in {options.output}")
     except BadInput as error:
-        print(f"dgkd_jax.parity: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error, command="dgkd_jax.parity")
     return 0 if found.passed else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m dgkd_jax.parity", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
     commands.add_parser("losses", help="every loss, convention and gradient over a grid of batches")
     commands.add_parser("deviations", help="the effect of each known deviation; docs/deviations.md says what to choose")
     command = commands.add_parser("training", help="the same training in both frameworks, step by step")
@@ -65,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> report.Report:
+def _run(options: argparse.Namespace) -> findings.Report:
     if options.command == "deviations":
         return deviations.run()
     if options.command == "model":

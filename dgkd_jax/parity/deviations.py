@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dgkd_jax import losses, state
+from dgkd_jax import losses
+from dgkd_jax.methods.progress import RAMP_FORMS, Progress, ramp
 from dgkd_jax.parity import deviations_training
+from dgkd_jax.parity.findings import Report, Row, effect
 from dgkd_jax.parity.losses import first_failure, margin_logits
-from dgkd_jax.parity.report import Report, Row, effect
+from dgkd_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 TEMPERATURE, ALPHA, BETA = 4.0, 1.0, 8.0
 # ε as in the PyTorch repository where it divides or normalises; as in our default for the bare mean.
@@ -24,6 +26,9 @@ EPSILONS = {"per_sample": 0.1, "literal": 6.0, "normalized": 6.0, "self_normaliz
 # (standard deviation of the teacher's logits, of the student's distance from them; None: independent logits)
 STUDENTS = {"unconfident": (1.0, None), "confident": (10.0, None), "near the teacher": (5.0, 0.3)}
 SHAPES = ((64, 100), (4096, 1000))
+
+# Each program runs once or twice, so that optimising it costs more than it saves.
+_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def run() -> Report:
@@ -70,7 +75,7 @@ def batch_dependence() -> list[Row]:
     ]
 
 
-@functools.partial(jax.jit, static_argnames="parity_batch")
+@functools.partial(_compiled, static_argnames="parity_batch")
 def gradient_shares(student, teacher, labels, *, parity_batch: int | None = None) -> tuple[dict, jax.Array]:
     """Per convention ‖ε·∇G‖ / ‖∇ mean DKD‖ with respect to the student's logits; and the guard of `normalized`."""
 
@@ -131,7 +136,8 @@ def temperature_factors() -> list[Row]:
             lambda t: losses.gradient_coupling(t * z, t * v, labels, temperature=t, convention="normalized"),
         ),
     ):
-        ratio = float(value(4.0) / value(1.0))
+        at_four, at_one = _compiled(lambda value=value: (value(4.0), value(1.0)))()
+        ratio = float(at_four / at_one)
         found.append(effect("T²", "same probabilities, T = 4 over T = 1", f"{name}: ratio", ratio))
     return found
 
@@ -140,9 +146,12 @@ def ramps() -> list[Row]:
     """The factor on the distillation loss: its mean over an epoch and over the whole warm-up."""
     epochs, steps = 20, 781  # CIFAR-100 at batch 64
     found = []
-    for form in ("step", "epoch_from_0", "epoch_from_1"):
-        ramp = state.distillation_ramp(warmup_epochs=epochs, form=form, steps_per_epoch=steps)
-        factors = np.asarray(jax.vmap(ramp)(jnp.arange(epochs * steps))).reshape(epochs, steps).mean(1)
+    for form in RAMP_FORMS:
+
+        def factor(step, form=form):
+            return ramp(Progress(step, steps, epochs * steps), warmup_epochs=epochs, form=form)
+
+        factors = np.asarray(jax.vmap(factor)(jnp.arange(epochs * steps))).reshape(epochs, steps).mean(1)
         for quantity, value in (
             ("1st epoch", factors[0]),
             ("2nd epoch", factors[1]),
@@ -157,7 +166,7 @@ def milestones() -> list[Row]:
     found, epochs = [], 240
     for which, epochs_of in (("code: 60/75/90", (60, 75, 90)), ("help text: 150/180/210", (150, 180, 210))):
         schedule = ConfigDict({"name": "step", "warmup_epochs": 0.0, "milestones": epochs_of, "factor": 0.1})
-        rate = state.learning_rate_schedule(schedule, peak=1.0, steps_per_epoch=1, total_steps=epochs)
+        rate = learning_rate_schedule(schedule, peak=1.0, steps_per_epoch=1, total_steps=epochs)
         mean = float(np.mean(jax.vmap(rate)(jnp.arange(epochs))))
         found.append(effect("milestones", f"{which}, {epochs} epochs", "mean learning rate / peak", mean))
     return found
@@ -170,7 +179,7 @@ def optimizer_step() -> list[Row]:
     gradients = {"kernel": jnp.asarray(rng.standard_normal((3, 3, 64, 64)) * 1e-3, jnp.float32)}
     found = []
     for name in ("sgd", "adamw"):
-        optimizer = state.make_optimizer(deviations_training.optimizer_config(name), lambda step: 0.05)
+        optimizer = make_optimizer(deviations_training.optimizer_config(name), lambda step: 0.05)
         updates, _ = optimizer.update(gradients, optimizer.init(params), params)
         share = float(jnp.linalg.norm(updates["kernel"]) / jnp.linalg.norm(params["kernel"]))
         setting = f"{name}, rate 0.05, He-initialised 3×3 kernel"
@@ -230,7 +239,7 @@ def breaking_margins() -> list[Row]:
     found = []
     for temperature in (1.0, 4.0):
         for name, function in (("usual form", usual_tckd), ("ours", _tckd_sum)):
-            slope = jax.jit(jax.value_and_grad(lambda z, v, y, f=function, t=temperature: f(z, v, y, t)))
+            slope = _compiled(jax.value_and_grad(lambda z, v, y, f=function, t=temperature: f(z, v, y, t)))
 
             def parts(margin, slope=slope):
                 z, v, labels = margin_logits(margin, (1, 1))

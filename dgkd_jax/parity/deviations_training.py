@@ -12,9 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dgkd_jax import models, state, steps
+from dgkd_jax import models
+from dgkd_jax.methods import CE
 from dgkd_jax.models import layers
-from dgkd_jax.parity.report import Row, effect
+from dgkd_jax.models.network import Network
+from dgkd_jax.parity.bare_step import Step, bare_step
+from dgkd_jax.parity.findings import Row, effect
+from dgkd_jax.training import state
+from dgkd_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 CLASSES, SHAPE, BATCH = 10, (28, 28, 1), 64
 EPOCHS, STEPS_PER_EPOCH = 10, 16
@@ -48,44 +53,39 @@ def optimizer_config(name: str, *, decay_on: str = "all") -> ConfigDict:
 
 
 def train(
-    images: np.ndarray, labels: np.ndarray, *, frozen_after: int = EPOCHS, optimizer: ConfigDict | None = None
+    images: np.ndarray, labels: np.ndarray, *, frozen_after: int = EPOCHS, optimizer: str = "sgd", decay_on: str = "all"
 ) -> list[Variables]:
     """The student's variables after each epoch, by cross-entropy at rate 0.05.
 
     Args:
         frozen_after: from this epoch on the student trains in evaluation mode, as in the DGKD repository.
-        optimizer: section `optimizer`; None is SGD.
+        optimizer, decay_on: as `optimizer_config`.
     """
-    model = models.create("small_cnn_w8", num_classes=CLASSES)
-    chosen = state.make_optimizer(optimizer or optimizer_config("sgd"), lambda step: 0.05)
-
-    def frozen(variables, images, *, train, mutable):
-        del train, mutable
-        return model.apply(variables, images), {"batch_stats": variables["batch_stats"]}
-
-    def step_of(student):
-        step = functools.partial(
-            steps.train_step,
-            student=student,
-            teacher=None,
-            optimizer=chosen,
-            objective=steps.Objective("ce"),
-            ramp=lambda done: 1.0,
-            epsilon=lambda done: 0.0,
-            mean=(),
-            std=(),
-        )
-        return jax.jit(lambda current, x, y: step(current, None, {"image": x, "label": y}))
-
-    variables = jax.tree.map(jnp.asarray, models.initialise(model, SHAPE, 0))
-    current = state.create(variables, chosen, ema=False, metric_names=steps.metric_names(steps.Objective("ce")))
-    usual, in_evaluation = step_of(model.apply), step_of(frozen)
+    usual, current = _step(False, optimizer, decay_on)
+    in_evaluation, _ = _step(True, optimizer, decay_on)
     after = []
     for epoch in range(EPOCHS):
         for x, y in zip(images, labels, strict=True):
-            current = (in_evaluation if epoch >= frozen_after else usual)(current, x, y)
+            step = in_evaluation if epoch >= frozen_after else usual
+            current = step(current, None, {"image": x, "label": y})
         after.append(current.variables)
     return after
+
+
+@functools.cache
+def _step(frozen: bool, optimizer: str, decay_on: str) -> tuple[Step, state.TrainState]:
+    """The compiled step of `train`, and the state that it begins with."""
+    model = models.create("small_cnn_w8", num_classes=CLASSES)
+    variables = jax.tree.map(jnp.asarray, models.initialise(model, SHAPE, 0))
+
+    def in_evaluation(variables, images, *, train, mutable):
+        del train, mutable
+        return model.apply(variables, images), {"batch_stats": variables["batch_stats"]}
+
+    student = Network(in_evaluation if frozen else model.apply, variables, (), ())
+    chosen = make_optimizer(optimizer_config(optimizer, decay_on=decay_on), lambda step: 0.05)
+    step, start = bare_step(student, method=CE(), optimizer=chosen)
+    return jax.jit(step), start
 
 
 @jax.jit
@@ -129,7 +129,7 @@ def statistics_drift(before: Any, after: Any) -> tuple[float, float]:
 
 def weight_decay(images, labels, unseen, normal: list[Variables]) -> list[Row]:
     """Decay of BatchNorm and biases, as PyTorch's SGD does, or of kernels only."""
-    kernels = train(images, labels, optimizer=optimizer_config("sgd", decay_on="kernels"))
+    kernels = train(images, labels, decay_on="kernels")
     found = []
     for name, trained in (("all (PyTorch's)", normal), ("kernels", kernels)):
         scales = [leaf["scale"] for leaf in trained[-1]["params"].values() if "scale" in leaf]
@@ -143,24 +143,24 @@ def decayed_to(*, epochs: int = 240, steps_per_epoch: int = 781) -> float:
     """What weight decay alone makes of a 1 over the CIFAR-100 recipe."""
     schedule = ConfigDict({"name": "step", "warmup_epochs": 0.0, "milestones": (150, 180, 210), "factor": 0.1})
     total = epochs * steps_per_epoch
-    rate = state.learning_rate_schedule(schedule, peak=0.05, steps_per_epoch=steps_per_epoch, total_steps=total)
+    rate = learning_rate_schedule(schedule, peak=0.05, steps_per_epoch=steps_per_epoch, total_steps=total)
     config = optimizer_config("sgd")
 
     def body(carry, step):
         w, trace = carry
         # The rate is the step's own, so the optimizer is made for it; its state is the momentum alone.
-        optimizer = state.make_optimizer(config, lambda _: rate(step))
+        optimizer = make_optimizer(config, lambda _: rate(step))
         updates, trace = optimizer.update(jnp.zeros(()), trace, w)
         return (w + updates, trace), None
 
-    start = jnp.ones(()), state.make_optimizer(config, lambda _: 0.0).init(jnp.ones(()))
+    start = jnp.ones(()), make_optimizer(config, lambda _: 0.0).init(jnp.ones(()))
     (left, _), _ = jax.lax.scan(body, start, jnp.arange(total))
     return float(left)
 
 
 def adamw(images, labels, unseen) -> list[Row]:
     """AdamW at the learning rate of SGD."""
-    trained = train(images, labels, optimizer=optimizer_config("adamw"))
+    trained = train(images, labels, optimizer="adamw")
     value = accuracy(trained[-1], unseen)
     return [effect("AdamW at 0.05", f"small_cnn_w8, {EPOCHS} epochs", "accuracy on unseen images", value)]
 

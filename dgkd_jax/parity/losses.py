@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgkd_jax import losses
-from dgkd_jax.parity.report import Report, Row, fixtures, relative_error
+from dgkd_jax.parity.findings import Report, Row, fixtures, relative_error
 
 # (batch size, classes); two classes leave one non-target class, one sample makes every batch mean its own.
 SHAPES = ((1, 5), (8, 2), (16, 10), (64, 100), (16, 1000))

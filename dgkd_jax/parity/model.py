@@ -11,9 +11,9 @@ import numpy as np
 
 from dgkd_jax import models, torch_port
 from dgkd_jax.errors import BadInput
-from dgkd_jax.parity import report
-from dgkd_jax.parity.report import Report, Row, relative_error
-from dgkd_jax.torch_names import entry_name
+from dgkd_jax.parity import golden_weights
+from dgkd_jax.parity.findings import Report, Row, fixtures, relative_error
+from dgkd_jax.torch_port.names import entry_name
 
 # Of the largest difference in a layer's output, over the largest magnitude there. float64: the rounding of some 10^5
 # additions; float32: up to a hundred layers of rounding at 6e-8 each, with room.
@@ -265,8 +265,7 @@ def _first_few(layers: list[str]) -> str:
 
 def _against_fixtures(setting: Setting, weights: str | None, dtype: str, reason: str) -> Report:
     """Our logits against those recorded from PyTorch, for the recorded weights and images."""
-    name = setting.name
-    folder, generator = report.FIXTURES / "models", report.golden_weights()
+    name, folder = setting.name, fixtures("models")
     recorded = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     fitting = {}
     for path, fixture in recorded.items():
@@ -281,8 +280,8 @@ def _against_fixtures(setting: Setting, weights: str | None, dtype: str, reason:
         raise BadInput(f"{reason}; and no logits of {name} are recorded in {folder}")
     rows = []
     for path, (model, fixture) in fitting.items():
-        variables = torch_port.from_torch(generator.weights(fixture), model, name)
-        images = generator.images(fixture).astype(dtype)
+        variables = torch_port.from_torch(golden_weights.weights(fixture), model, name)
+        images = golden_weights.images(fixture).astype(dtype)
         found = _our_outputs(model, variables, images, dtype)[_ROOT]
         difference, relative = _differences(np.asarray(found), np.asarray(fixture["logits"]))
         rows.append(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dgkd_jax.torch_names import entry_name
+from dgkd_jax.torch_port.names import entry_name
 
 _INSTALL = {
     "torchvision": "torchvision",

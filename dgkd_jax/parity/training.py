@@ -1,6 +1,5 @@
 """The same training in both frameworks: same initial weights, same batches, loss and weights after each step."""
 
-import functools
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -10,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dgkd_jax import losses, models, state, steps, torch_port
+from dgkd_jax import losses, models, torch_port
 from dgkd_jax.errors import BadInput
+from dgkd_jax.methods import CE, DGKD, DKD, KD, Method
 from dgkd_jax.models import resnet_cifar
-from dgkd_jax.parity import report
-from dgkd_jax.parity.report import Report, Row, fixtures, relative_error
+from dgkd_jax.models.network import Network
+from dgkd_jax.parity import golden_weights
+from dgkd_jax.parity.bare_step import bare_step
+from dgkd_jax.parity.findings import Report, Row, fixtures, relative_error
+from dgkd_jax.training.optimizer import make_optimizer
 
 METHODS = ("ce", "kd", "dkd", "dgkd")
 CLASSES, BATCH, SHAPE = 10, 16, (32, 32, 3)
@@ -165,13 +168,6 @@ def _torch_steps(
     for role, (model, _, entries) in setting.networks.items():
         structure = {name: getattr(model, name) for name in ("stage_sizes", "widths", "stem_width", "num_classes")}
         networks[role] = reference.fill(reference.ThinResNet(**structure), entries, dtype)
-    objective = _objective(recipe)
-    weights = {
-        "ce": {},
-        "kd": {"kd": objective.weight},
-        "dkd": {"tckd": recipe.alpha, "nckd": recipe.beta},
-        "dgkd": {"tckd": recipe.alpha, "nckd": recipe.beta},
-    }[recipe.method]
     batches = (
         (images, labels, min(step / recipe.warmup_steps, 1.0))
         for step, (images, labels) in enumerate(zip(setting.images, setting.labels, strict=True))
@@ -180,7 +176,7 @@ def _torch_steps(
         networks["student"],
         networks["teacher"],
         batches,
-        terms={"ce": objective.ce_weight} | weights,
+        terms=_weights(_method(recipe)),
         convention=recipe.convention,
         epsilon=recipe.epsilon,
         temperature=recipe.temperature,
@@ -190,24 +186,39 @@ def _torch_steps(
     )
 
 
-def _objective(recipe: Recipe) -> steps.Objective:
+def _method(recipe: Recipe) -> Method:
+    """An epoch of its warm-up is a step here."""
     if recipe.method == "ce":
-        return steps.Objective("ce")
+        return CE()
     if recipe.method == "kd":
-        return steps.Objective("kd", ce_weight=0.1, weight=0.9, temperature=recipe.temperature)
-    decoupled = {"temperature": recipe.temperature, "alpha": recipe.alpha, "beta": recipe.beta}
-    return steps.Objective(recipe.method, convention=recipe.convention or "per_sample", **decoupled)
+        return KD(temperature=recipe.temperature)
+    dkd = DKD(alpha=recipe.alpha, beta=recipe.beta, temperature=recipe.temperature, warmup_epochs=recipe.warmup_steps)
+    return DGKD(dkd=dkd, epsilon=recipe.epsilon, convention=recipe.convention) if recipe.method == "dgkd" else dkd
 
 
-def _our_steps(setting: Setting, recipe: Recipe, dtype: str) -> Iterator[tuple[float, Entries]]:
-    """(loss, entries after the step) for each batch, by `steps.train_step` as it trains."""
+def _weights(method: Method) -> dict[str, float]:
+    """Of the batch means that the loss adds up, but for the coupling."""
+    if isinstance(method, CE):
+        return {"ce": 1.0}
+    if isinstance(method, KD):
+        return {"ce": method.ce_weight, "kd": method.weight}
+    dkd = method.dkd if isinstance(method, DGKD) else method
+    return {"ce": dkd.ce_weight, "tckd": dkd.alpha, "nckd": dkd.beta}
+
+
+def _our_steps(setting: Setting, recipe: Recipe, dtype: str) -> list[tuple[float, Entries]]:
+    """(loss, entries after the step) for each batch, by the step of a run in this dtype."""
+    with jax.enable_x64(dtype == "float64"):
+        return list(_steps(setting, recipe, dtype))
+
+
+def _steps(setting: Setting, recipe: Recipe, dtype: str) -> Iterator[tuple[float, Entries]]:
     networks = {}
     for role, (model, name, entries) in setting.networks.items():
         variables = torch_port.from_torch(entries, model, name)
         as_dtype = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), variables)
-        networks[role] = (models.create(name, num_classes=model.num_classes, dtype=dtype), as_dtype)
-    (student, variables), (teacher, teacher_variables) = networks["student"], networks["teacher"]
-    objective = _objective(recipe)
+        apply = models.create(name, num_classes=model.num_classes, dtype=dtype).apply
+        networks[role] = Network(apply, as_dtype, (), ())
     sgd = ConfigDict(
         {
             "name": "sgd",
@@ -218,31 +229,17 @@ def _our_steps(setting: Setting, recipe: Recipe, dtype: str) -> Iterator[tuple[f
             "clip_norm": 0.0,
         }
     )
-    optimizer = state.make_optimizer(sgd, lambda step: jnp.asarray(recipe.learning_rate, dtype))
-    ramp = state.distillation_ramp(warmup_epochs=recipe.warmup_steps, form="step", steps_per_epoch=1)
-    step = jax.jit(
-        functools.partial(
-            steps.train_step,
-            student=student.apply,
-            teacher=teacher.apply,
-            optimizer=optimizer,
-            objective=objective,
-            ramp=lambda done: ramp(done).astype(dtype),
-            epsilon=lambda done: jnp.asarray(recipe.epsilon, dtype),
-            mean=(),
-            std=(),
-        )
-    )
-    current = state.create(variables, optimizer, ema=False, metric_names=steps.metric_names(objective))
-    empty = current.totals
-    name = setting.networks["student"][1]
+    optimizer = make_optimizer(sgd, lambda step: jnp.asarray(recipe.learning_rate, dtype))
+    step, current = bare_step(networks["student"], method=_method(recipe), optimizer=optimizer)
+    step, empty = jax.jit(step), current.totals
+    model, name, _ = setting.networks["student"]
     for images, labels in zip(setting.images, setting.labels, strict=True):
         batch = {
             "image": jnp.asarray(images.transpose(0, 2, 3, 1), dtype),
             "label": jnp.asarray(labels, jnp.int32),
         }
-        current = step(current.replace(totals=empty), teacher_variables, batch)
-        entries = torch_port.to_torch(jax.tree.map(np.asarray, current.variables), student, name)
+        current = step(current.replace(totals=empty), networks["teacher"], batch)
+        entries = torch_port.to_torch(jax.tree.map(np.asarray, current.variables), model, name)
         yield float(current.totals["loss"][0]), entries
 
 
@@ -285,13 +282,12 @@ def _fixture_rows(name: str, recorded: dict, pair: tuple[str, str], count: int) 
         learning_rate=float(recorded["lr"]),
         **{key: float(recorded[key]) for key in same},
     )
-    generator = report.golden_weights()
     networks = {}
     for role, network in (("teacher", pair[0]), ("student", pair[1])):
         model = models.create(network, num_classes=CLASSES)
         shapes = torch_port.to_torch(models.initialise(model, SHAPE, 0), model, network)
         seed = int(recorded[f"{role}_seed"])
-        entries = {entry: generator.weight(entry, array.shape, seed) for entry, array in shapes.items()}
+        entries = {entry: golden_weights.weight(entry, array.shape, seed) for entry, array in shapes.items()}
         networks[role] = (model, network, entries)
     rng = np.random.Generator(np.random.Philox(key=int(recorded["images_seed"])))
     images = rng.standard_normal((recorded_steps, int(recorded["batch"]), 3, 32, 32)).astype(np.float32)

@@ -15,10 +15,11 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from configs import photographs as configuration
-from dgkd_jax import config as rules
-from dgkd_jax import data as data_lib
-from dgkd_jax import job, models, torch_port
+from dgkd_jax import models, torch_port
 from dgkd_jax.data import photographs
+from dgkd_jax.data.open import open_source
+from dgkd_jax.runs import config as rules
+from dgkd_jax.training.run import run
 
 NAME = "efficientnet_lite0"
 
@@ -98,7 +99,7 @@ def test_logits_in_float64(folder, views, network):
 
 
 def test_our_pipeline_feeds_the_published_pixels(folder, views, network):
-    source = data_lib.open_source(settings(folder).data)
+    source = open_source(settings(folder).data)
     (batch,) = source.eval_batches(batch_size=20)
     assert (source.num_classes, batch["mask"].all()) == (1000, True)
     by_labels = np.lexsort([batch["image"].mean((1, 2, 3)), batch["label"]])  # 609 has two photographs
@@ -119,7 +120,7 @@ def test_the_configuration_distils_from_it(folder, tmp_path):
         **{"student.model": "small_cnn_w8", "batch_size": 16, "epochs": 3, "log_every": 1, "eval_every": 3.0},
         **{"dkd.warmup_epochs": 0.0, "schedule.warmup_epochs": 0.0},
     )
-    (result,) = job.run(config, str(tmp_path / "run"))
+    (result,) = run(config, str(tmp_path / "run"))
     assert result["teacher"]["last_accuracy"] >= 17 / 20
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     loss = [line["loss"] for line in lines if line["kind"] == "train"]

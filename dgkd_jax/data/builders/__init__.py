@@ -1,1 +1,1 @@
-"""TFDS builders of data sets that TFDS does not have. They ask the network for nothing."""
+"""TFDS builders of data sets that TFDS lacks. They use no network."""

@@ -22,7 +22,7 @@ def locate(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Image file and label file of each split.
 
     Raises:
-        BadInput: naming the first file that is not in the folder.
+        BadInput: names the first missing file.
     """
     return {
         split: (_file(folder, f"{prefix}-images-idx3-ubyte"), _file(folder, f"{prefix}-labels-idx1-ubyte"))
@@ -34,13 +34,13 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The array of unsigned bytes in an IDX file.
 
     Args:
-        dimensions: that the array must have.
+        dimensions: the number that the array must have.
 
     Returns:
         uint8 array of the shape in the file's header.
 
     Raises:
-        BadInput: wrong magic number, wrong length, or not a file that can be read.
+        BadInput: wrong magic number, wrong length, or an unreadable file.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -66,7 +66,7 @@ def read_split(image_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarr
     """Images [n, 28, 28] and labels [n], both uint8.
 
     Raises:
-        BadInput: see `read_idx`; or the two files do not belong together.
+        BadInput: as `read_idx`; or the two files hold different numbers of examples.
     """
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
     if images.shape[1:] != (28, 28):
@@ -93,7 +93,7 @@ class FashionMnistLocal(tfds.core.GeneratorBasedBuilder):
     """60,000 training and 10,000 test images of 28x28 grey pixels.
 
     Args:
-        folder: of the IDX files; read only when the set is built.
+        folder: with the IDX files; read only when the set is built.
     """
 
     VERSION = tfds.core.Version("1.0.0")

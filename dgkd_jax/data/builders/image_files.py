@@ -1,8 +1,8 @@
 """Data sets of image files in folders: any image folder, and Tiny ImageNet.
 
-The files are copied once, as they are, into TFRecords. Reading them in place, as `tfds.ImageFolder` does, would
-save the copy, but that builder takes neither a shuffle seed nor a part of a split, and a random read per image
-is slow on the network disks that pods read from. The records are written in an order that mixes the classes.
+The files are copied once, unchanged, into TFRecords. Reading them in place, as `tfds.ImageFolder` does, would save
+the copy, but that builder supports neither a shuffle seed nor a part of a split, and random reads per image are slow
+on the network disks that pods read from. The records are written in an order that mixes the classes.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ import tensorflow_datasets as tfds
 
 from dgkd_jax.errors import BadInput
 
-_EVAL_NAMES = {"validation": "validation", "val": "validation", "test": "test"}  # the first that is there
+_EVAL_NAMES = {"validation": "validation", "val": "validation", "test": "test"}  # the first existing one is used
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _CLASSES_FILE = "classes.txt"
 _TINY_CLASSES = 200
 
 
 class Listing(NamedTuple):
-    """What is in a folder of images: the classes in the order of their labels, (path, class) of each image."""
+    """The content of a folder of images: classes in label order, and (path, class) of each image."""
 
     classes: tuple[str, ...]
     splits: dict[str, list[tuple[Path, str]]]
 
     def fingerprint(self, folder: Path) -> str:
-        """Twelve hexadecimal digits that change with the classes and with the names, classes and sizes of the files."""
+        """Twelve hexadecimal digits that change with the classes and with the files' names, classes and sizes."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for split, images in self.splits.items():
             for path, label in images:
@@ -37,11 +37,11 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """The images of train/<class>/* and of validation/<class>/*, val/<class>/* or else test/<class>/*.
+    """The images in train/<class>/*, and in validation/<class>/*, else val/<class>/*, else test/<class>/*.
 
-    Labels count the folders of train in the order of their names. Where the labels have to be those of a network with
-    other or more classes, such as ImageNet's thousand, classes.txt lists the folders' names, one a line, in the order
-    of that network's classes: line n names the folder of label n - 1, which may be missing.
+    Labels number the folders of train in alphabetical order. A network with other or more classes (ImageNet's 1,000)
+    needs its own labels: then classes.txt lists folder names, one per line, in the order of that network's classes.
+    Line n names the folder of label n - 1; that folder may be missing.
 
     Raises:
         BadInput: a folder is missing, a class has no images or is not in classes.txt.
@@ -78,10 +78,10 @@ def _listed_classes(path: Path) -> tuple[str, ...]:
 
 
 def list_test_folder(folder: Path) -> Listing:
-    """The images of one split, `test`: of test/<class>/* (or validation, or val) where that is there, else <class>/*.
+    """The images of one split, `test`: from test/<class>/* (or validation, or val) if it exists, else <class>/*.
 
     Raises:
-        BadInput: there is no folder, it has no folder of a class, or a class has no images.
+        BadInput: the folder is missing, it has no class folders, or a class has no images.
     """
     inner = next((folder / name for name in ("test", "validation", "val") if (folder / name).is_dir()), folder)
     classes = tuple(_folders(inner))
@@ -94,7 +94,7 @@ def list_tiny_imagenet(folder: Path) -> Listing:
     """The images of tiny-imagenet-200: train/<wnid>/images/* and val/images/* with val_annotations.txt.
 
     Raises:
-        BadInput: something of it is missing.
+        BadInput: a part of it is missing.
     """
     annotations = folder / "val" / "val_annotations.txt"
     for path in (folder / "train", annotations):
@@ -126,7 +126,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         listing: of all files.
     """
 
-    name = "image_folder_records"  # TFDS has taken `image_folder`
+    name = "image_folder_records"  # TFDS itself has an `image_folder`
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, listing: Listing, **kwargs):

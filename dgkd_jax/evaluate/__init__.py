@@ -1,0 +1,1 @@
+"""Evaluation: exact on any number of devices, per example if wanted, and on other test sets."""

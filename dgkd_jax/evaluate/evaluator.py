@@ -1,0 +1,252 @@
+"""Exact evaluation: counts every example of a set once, on any number of devices and hosts."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dgkd_jax import models
+from dgkd_jax.data import order
+from dgkd_jax.data.source import Source
+from dgkd_jax.evaluate import calibration, collapse, metrics
+from dgkd_jax.evaluate.step import Sums, full_step, plain_step
+from dgkd_jax.models.network import Network
+from dgkd_jax.runs import sharding
+
+# With more classes their accuracies are left out: they would fill the metrics' line.
+MOST_CLASSES_LISTED = 1000
+
+EMBEDDED = 2000  # number of examples whose features are kept, projected to two dimensions
+
+# (uint8 images, int32 numbers of the examples) -> images; runs on the device.
+Corruption = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class EvaluationSet(NamedTuple):
+    """A set to evaluate on.
+
+    Attributes:
+        name: as the user gave it.
+        num_examples: in the set.
+        batches: global batch size -> this process's share of the batches, padded, with a mask; every process yields
+            equally many.
+        corruption: of the images, on the device; None: no corruption.
+        classes: numbers of the network's classes that it may choose from; None: all.
+    """
+
+    name: str
+    num_examples: int
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    corruption: Corruption | None = None
+    classes: tuple[int, ...] | None = None
+
+
+class Evaluation(NamedTuple):
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: `accuracy` in [0, 1] and `ce` in nats (the negative log-likelihood). With `diagnose` also `ece`
+            (`calibration.expected_error`), `class_accuracy` (a list, NaN for a class without examples; left out for
+            more than `MOST_CLASSES_LISTED` classes), the names of `collapse.measures`, and with a teacher `kl`,
+            `agreement` and `logit_msd` (`step.Sums`).
+        rows: with `by_example`, else None: the arrays of `evaluations/NAME.npz`, one row per example in the order of
+            the set: label; student_prediction, student_confidence, student_nll; with a teacher also teacher_… and
+            logit_distance; embedding, embedding_label.
+    """
+
+    metrics: dict[str, float | list[float]]
+    rows: dict[str, np.ndarray] | None
+
+
+def clean(source: Source) -> EvaluationSet:
+    """The evaluation split of a data set."""
+
+    def batches(batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        return source.eval_batches(
+            batch_size=batch_size, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+
+    return EvaluationSet("clean", source.num_eval, batches)
+
+
+class Evaluator:
+    """Evaluates networks; compiles once per kind of network and of evaluation.
+
+    Args:
+        mesh: all devices.
+        batch_size: the largest global batch; it changes no result.
+    """
+
+    def __init__(self, mesh: Mesh, *, batch_size: int):
+        self._mesh, self._batch_size = mesh, batch_size
+        replicated, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        self._plain = jax.jit(plain_step, out_shardings=replicated)
+        self._full = jax.jit(full_step, static_argnames="classes", out_shardings=(replicated, by_row))
+        self._add = jax.jit(metrics.merge, donate_argnums=0)
+        self._gather = jax.jit(lambda rows: rows, out_shardings=replicated)
+        self._scatter = jax.jit(collapse.scatter, out_shardings=replicated)
+        self._classifier = jax.jit(models.classifier, out_shardings=replicated)
+
+    def __call__(
+        self,
+        student: Network,
+        chosen: EvaluationSet,
+        *,
+        teacher: Network | None = None,
+        diagnose: bool = False,
+        by_example: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Evaluation | None:
+        """Compute the metrics over all examples of a set.
+
+        Args:
+            student: with variables on the mesh.
+            chosen: the set.
+            teacher: to compare with; read with `diagnose` or `by_example`. None: no comparison.
+            diagnose: compute more than accuracy and cross-entropy. Keeps the features of the whole set on the devices
+                meanwhile; `collapse` says how much memory that takes.
+            by_example: also return a row per example.
+            stop: called after every batch, at the same places on all processes; once true, the evaluation ends.
+
+        Returns:
+            None if it was stopped.
+
+        Raises:
+            RuntimeError: the batches did not hold each example exactly once.
+        """
+        sums, kept, examples = None, [], _Examples(chosen.num_examples)
+        for batch, places in self._batches(chosen):
+            if diagnose or by_example:
+                found, rows = self._full(student, teacher, batch, classes=chosen.classes)
+                if diagnose:
+                    kept.append(rows)
+                if by_example:
+                    examples.add(jax.device_get(self._gather(rows | {"index": places})))
+            else:
+                found = self._plain(student, batch)
+            sums = self._sum(sums, found)
+            if stop():
+                return None
+        counted = 0 if sums is None else int(sums.means["accuracy"][1])
+        if counted != chosen.num_examples:
+            raise RuntimeError(f"evaluation counted {counted} examples where the set has {chosen.num_examples}")
+        found = metrics.compute(sums.means)
+        if diagnose:
+            found |= self._diagnosis(student, sums, kept)
+        else:
+            found = {name: found[name] for name in ("accuracy", "ce")}
+        return Evaluation(found, examples.rows() if by_example else None)
+
+    def count(self, network: Network, chosen: EvaluationSet, *, batches: int) -> tuple[int, int]:
+        """(correct answers, examples) in the first `batches` batches of a set, at least one."""
+        sums = None
+        for (batch, _), _ in zip(self._batches(chosen), range(batches), strict=False):
+            sums = self._sum(sums, self._plain(network, batch))
+        correct, counted = sums.means["accuracy"]
+        return int(correct), int(counted)
+
+    def _batches(self, chosen: EvaluationSet) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
+        """Global batches, corrupted, with the places of their rows in the set."""
+        size = math.ceil(min(self._batch_size, chosen.num_examples) / self._mesh.size) * self._mesh.size
+        for number, batch in enumerate(chosen.batches(size)):
+            placed = sharding.to_global(batch | {"index": _places(chosen.num_examples, number, size)}, self._mesh)
+            places = placed.pop("index")
+            if chosen.corruption is not None:
+                placed["image"] = chosen.corruption(placed["image"], places)
+            yield placed, places
+
+    def _sum(self, sums: Sums | None, more: Sums) -> Sums:
+        sums = more if sums is None else self._add(sums, more)
+        sharding.wait_if_needed(sums)
+        return sums
+
+    def _diagnosis(
+        self, student: Network, sums: Sums, kept: list[dict[str, jax.Array]]
+    ) -> dict[str, float | list[float]]:
+        values: dict[str, float | list[float]] = {}
+        bins, classes, features = jax.device_get((sums.bins, sums.classes, sums.features))
+        values["ece"] = calibration.expected_error(bins)
+        values |= self._collapse(student, features, kept)
+        if len(classes.count) <= MOST_CLASSES_LISTED:
+            values["class_accuracy"] = calibration.class_accuracy(classes).tolist()
+        return values
+
+    def _collapse(
+        self, student: Network, sums: collapse.ClassSums, kept: list[dict[str, jax.Array]]
+    ) -> dict[str, float]:
+        """The second pass, over the features that the first kept; it frees them batch by batch."""
+        means = collapse.class_means(sums)
+        around = jax.device_put({"means": means, "count": sums.count}, sharding.replicated(self._mesh))
+        scattered = None
+        while kept:
+            rows = kept.pop(0)
+            part = self._scatter(rows["features"], rows["label"], rows["mask"], rows["student_prediction"], **around)
+            scattered = part if scattered is None else self._add(scattered, part)
+            sharding.wait_if_needed(scattered)
+        weights = jax.device_get(self._classifier(student.variables))
+        return collapse.measures(sums, jax.device_get(scattered), means=means, classifier=weights)
+
+
+class _Examples:
+    """Collects rows of batches in the order of the set."""
+
+    def __init__(self, num_examples: int):
+        self._rows: dict[str, np.ndarray] = {}
+        self._counted = np.zeros(num_examples, np.int32)
+        self._embedded = np.arange(min(num_examples, EMBEDDED)) * num_examples // max(min(num_examples, EMBEDDED), 1)
+
+    def add(self, batch: dict[str, np.ndarray]) -> None:
+        mask, places = batch.pop("mask"), batch.pop("index")
+        places = places[mask]
+        self._counted[places] += 1
+        embedded = np.isin(places, self._embedded)
+        for name, values in batch.items():
+            values = values[mask]
+            if name == "features":
+                where, size = np.searchsorted(self._embedded, places[embedded]), len(self._embedded)
+                values = values[embedded].astype(np.float32)
+            else:
+                where, size = places, len(self._counted)
+            self._rows.setdefault(name, np.zeros((size, *values.shape[1:]), values.dtype))[where] = values
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """As `Evaluation.rows`.
+
+        Raises:
+            RuntimeError: an example is missing, or occurred twice.
+        """
+        if not (self._counted == 1).all():
+            wrong = (self._counted != 1).sum()
+            raise RuntimeError(f"{wrong} of {len(self._counted)} examples were not evaluated exactly once")
+        rows = dict(self._rows)
+        rows["embedding"] = principal_components(rows.pop("features"))
+        rows["embedding_label"] = rows["label"][self._embedded]
+        return rows
+
+
+def _places(num_examples: int, number: int, batch_size: int) -> np.ndarray:
+    """Places in the set of this process's rows of batch `number`; meaningless on padding rows."""
+    share = batch_size // jax.process_count()
+    start, _ = order.piece(num_examples, jax.process_index(), jax.process_count())
+    return (start + number * share + np.arange(share)).astype(np.int32)
+
+
+def principal_components(features: np.ndarray) -> np.ndarray:
+    """Project centred features on their two main directions; signs are set so that the largest loading is positive.
+
+    Args:
+        features: float `[examples, channels]`.
+
+    Returns:
+        float32 `[examples, 2]`; 0 in directions that do not exist.
+    """
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    directions = directions[:, ::-1][:, :2]
+    directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    embedding = np.zeros((len(features), 2), np.float32)
+    embedding[:, : directions.shape[1]] = centred @ directions
+    return embedding

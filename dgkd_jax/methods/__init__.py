@@ -1,0 +1,100 @@
+"""The methods, one file each: the loss, its section of the config, and its metrics.
+
+To add a method, write one file with a frozen dataclass that follows `Method`, and add a row to `METHODS`. Its fields
+made with `key` are its config section; the command line, the checks, `--help`, reports and studies read them there.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from dgkd_jax.methods.ce import CE
+from dgkd_jax.methods.dgkd import DGKD
+from dgkd_jax.methods.dkd import DKD
+from dgkd_jax.methods.kd import KD
+from dgkd_jax.methods.key import Key, keys_of
+from dgkd_jax.methods.logit_mse import LogitMSE
+from dgkd_jax.methods.progress import Progress
+
+
+class Method(Protocol):
+    """The objective of a training. A frozen dataclass, so hashable and static under jit.
+
+    Attributes:
+        name: in the config.
+        needs_teacher: if False, `teacher_logits` is None.
+        needs_labels: whether `terms` reads the labels.
+        needs_class_order: whether renumbering the classes changes the loss.
+        needs_parameter_gradients: if True, `terms` also gets `pull_back`: cotangents of the logits -> gradients of the
+            parameters.
+        term_names: the keys of `terms`; the metrics have the same names.
+        teacher_temperature: temperature at which it reads the teacher's probabilities; None: it reads the logits, or
+            has no teacher.
+    """
+
+    name: ClassVar[str]
+    needs_teacher: ClassVar[bool]
+    needs_labels: ClassVar[bool]
+    needs_class_order: bool
+    needs_parameter_gradients: bool
+    term_names: ClassVar[tuple[str, ...]]
+    teacher_temperature: float | None
+
+    def terms(
+        self, student_logits: jax.Array, teacher_logits: jax.Array | None, labels: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The terms of the loss apart from the cross-entropy: arrays `[batch]`, or scalars for the whole batch.
+
+        Args:
+            student_logits: float `[batch, classes]`.
+            teacher_logits: the same shape; no gradient flows into it.
+            labels: int `[batch]`.
+        """
+
+    def loss(self, terms: dict[str, jax.Array], progress: Progress) -> jax.Array:
+        """The scalar to minimise, from the batch means of the terms and of the cross-entropy, `ce`."""
+
+
+METHODS: dict[str, type[Method]] = {
+    "ce": CE,
+    "kd": KD,
+    "dkd": DKD,
+    "dgkd": DGKD,
+    "logit_mse": LogitMSE,
+}
+
+
+def needs_teacher(name: str) -> bool:
+    """Whether this method has a teacher; true for `all`, and for a name that this version does not know."""
+    return name not in METHODS or METHODS[name].needs_teacher
+
+
+def sections_of(method: type[Method]) -> tuple[str, ...]:
+    """The config sections that a method reads: its own and those of the methods among its fields."""
+    inner = [section for field in _methods_within(method) for section in sections_of(field.type)]
+    return (*inner, *((method.name,) if keys_of(method) else ()))
+
+
+def section_keys() -> dict[str, Key]:
+    """Every key of every method's section: `section.key` -> `Key`."""
+    return {f"{name}.{key}": value for name, method in METHODS.items() for key, value in keys_of(method).items()}
+
+
+def from_config(config: Any) -> Method:
+    """The method that `config.method` names, with the values of its sections.
+
+    Args:
+        config: validated.
+    """
+    return _build(METHODS[config.method], config)
+
+
+def _build(method: type[Method], config: Any) -> Method:
+    own = {key: config[method.name][key] for key in keys_of(method)}
+    inner = {field.name: _build(field.type, config) for field in _methods_within(method)}
+    return method(**own, **inner)
+
+
+def _methods_within(method: type[Method]) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(method) if field.type in METHODS.values()]

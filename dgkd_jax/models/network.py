@@ -1,0 +1,95 @@
+"""A network as one value: its function, its variables and its pixel statistics. It takes uint8 images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from dgkd_jax import models
+from dgkd_jax.errors import BadInput
+
+# `apply` of a Linen module: (variables, normalised images, train, mutable) -> logits, or (logits, updated collections)
+# if `mutable` is given.
+Apply = Callable[..., Any]
+
+
+@flax.struct.dataclass
+class Network:
+    """A network that takes raw images. Under jit its variables are traced, everything else is static.
+
+    Attributes:
+        apply: of the Linen module; takes normalised images.
+        variables: on the mesh; None: they are given later (`with_variables`).
+        mean, std: of the pixels that it was trained on, per channel, in units of pixel/255.
+        fingerprint: of the variables; None where it is not needed.
+    """
+
+    apply: Apply = flax.struct.field(pytree_node=False)
+    variables: Any
+    mean: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    std: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    fingerprint: str | None = flax.struct.field(pytree_node=False, default=None)
+
+    def __call__(self, images: jax.Array, **options: Any) -> Any:
+        """`apply` on images.
+
+        Args:
+            images: uint8 `[batch, height, width, channels]`, normalised here; floats must be normalised already.
+            options: of `apply`: train, mutable, features.
+        """
+        return self.apply(self.variables, normalize(images, mean=self.mean, std=self.std), **options)
+
+    def logits(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """Logits `[batch, classes]` of the batch's images, in evaluation mode: used for teachers."""
+        return self(batch["image"])
+
+    def with_variables(self, variables: Any) -> "Network":
+        return self.replace(variables=variables)
+
+
+def normalize(images: jax.Array, *, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """uint8 `[batch, height, width, channels]` -> float32 (pixel/255 − mean) / std.
+
+    Float images are returned unchanged: parity checks pass normalised ones.
+    """
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images
+    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def create(
+    name: str,
+    dtype: str,
+    *,
+    data: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    batch_norm_groups: int = 1,
+) -> Any:
+    """The Linen module called `name`, for a data set's images.
+
+    Args:
+        name: from `models.NAMES`.
+        dtype: a config `dtype`; `auto` is bfloat16 on hardware that computes in it, else float32.
+        data: name of the data set, for the error message.
+        num_classes: of the data set.
+        image_shape: (height, width, channels).
+        batch_norm_groups: as for `models.create`.
+
+    Raises:
+        BadInput: the network cannot take images of this shape.
+    """
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = models.create(name, num_classes=num_classes, dtype=jnp.dtype(dtype), batch_norm_groups=batch_norm_groups)
+    try:
+        models.shapes(model, image_shape)
+    except ValueError as error:
+        height, width, channels = image_shape
+        raise BadInput(
+            f"model {name} cannot take the images of {data}, {height}x{width}x{channels}: {error}. "
+            "Set config.data.image_size (and data.eval_resize), or choose another model"
+        ) from error
+    return model

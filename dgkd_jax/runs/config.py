@@ -1,0 +1,138 @@
+"""Validates a config, and says which of its keys make two runs the same run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dgkd_jax.errors import BadInput, did_you_mean
+from dgkd_jax.methods import METHODS, needs_teacher, sections_of
+from dgkd_jax.runs.default import KEYS
+
+# The sections that only some methods read. DGKD also reads DKD's.
+_METHOD_SECTIONS = {section for method in METHODS.values() for section in sections_of(method)}
+
+
+def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, from a config or from its JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (ConfigDict, Mapping)):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every key of a config, so that a mistake is found in a second and not after a day.
+
+    Raises:
+        BadInput: names the first key that is missing, unknown or has a forbidden value, with the allowed values and the
+            most similar key.
+    """
+    flat = flatten(config)
+    for key in flat:
+        if key not in KEYS:
+            raise BadInput(f"config.{key}: no such key{did_you_mean(key, KEYS)} All keys: --help")
+    for key, (_, _, rule, *_) in KEYS.items():
+        if key not in flat:
+            raise BadInput(f"config.{key} is missing: start your file from dgkd_jax.runs.default.get_config()")
+        value = flat[key]
+        if key == "teacher.model" and value == "" and not needs_teacher(config.method):
+            continue
+        if not rule.accepts(value):
+            raise BadInput(f"config.{key}={value!r} is not allowed: {rule.allowed}{did_you_mean(value, rule.choices)}")
+    for section in ("data", "teacher"):
+        if len(config[section].mean) != len(config[section].std):
+            raise BadInput(f"config.{section}.mean and config.{section}.std must have the same length")
+    if not config.data.mock and config.batch_size % config.data.readers:
+        raise BadInput(f"config.data.readers={config.data.readers} must divide batch_size={config.batch_size}")
+    if config.batch_size % config.batch_norm_groups:
+        raise BadInput(
+            f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
+        )
+
+
+def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
+    """The keys that decide any of `what` (`Key.decides`), without those that the config's method does not read.
+
+    Args:
+        flat: dotted key -> value, perhaps from another version; an unknown key counts as deciding the run.
+    """
+    method = METHODS.get(flat.get("method"))
+    unread = _METHOD_SECTIONS - set(sections_of(method)) if method else set()
+    if not needs_teacher(flat.get("method")):
+        unread = unread | {"teacher"}
+    return {
+        key: value
+        for key, value in flat.items()
+        if (KEYS[key].decides if key in KEYS else "run") in what and key.split(".")[0] not in unread
+    }
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+    """The keys that decide what a run computes: two configs belong to the same run if and only if these are equal.
+
+    The teacher's keys are left out: its weights are compared by a digest. With that digest the checkpoint records
+    whether the logits come from a cache and in which format, so a run cannot change that; but a cache may be moved.
+    """
+    kept = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in deciding(flatten(config), "run").items()
+    }
+    if not config.data.mock:
+        del kept["data.mock_train_examples"], kept["data.mock_eval_examples"]
+    return kept
+
+
+def identity_of_batches(config: ConfigDict) -> dict[str, Any]:
+    """The keys that decide the training batches and the teacher's input, but not the teacher's weights."""
+    taught = config.copy_and_resolve_references()
+    with taught.unlocked():
+        taught.method = "kd"  # any method that reads the section `teacher`
+    alike = ("seed", "batch_size", "matmul_precision")
+    return {
+        key: value for key, value in identity(taught).items() if key in alike or key.startswith(("data.", "teacher."))
+    }
+
+
+def check_same_run(recorded: dict[str, Any], config: ConfigDict, *, workdir: Any) -> None:
+    """Refuse to continue a run with another config.
+
+    Args:
+        recorded: `identity` of the config that the work directory was made with.
+
+    Raises:
+        BadInput: names each key that differs, with both values.
+    """
+    current = identity(config)
+    differing = [key for key in sorted(recorded | current) if recorded.get(key) != current.get(key)]
+    if differing:
+        changes = ", ".join(f"{key}={recorded.get(key)!r} there, {current.get(key)!r} here" for key in differing)
+        raise BadInput(
+            f"{workdir} holds a run with another configuration ({changes}). "
+            "Give another folder (--workdir, or --config.teacher.workdir for a teacher), or remove this one."
+        )
+
+
+def with_method(config: ConfigDict, method: str) -> ConfigDict:
+    """A copy with this method, for running each method of `all`."""
+    with (config := config.copy_and_resolve_references()).unlocked():
+        config.method = method
+    return config
+
+
+def of_teacher(config: ConfigDict) -> ConfigDict:
+    """The config of the teacher's own training: cross-entropy with this run's data and optimizer."""
+    teacher = config.copy_and_resolve_references()
+    with teacher.unlocked():
+        teacher.method = "ce"
+        teacher.seed = config.teacher.seed
+        teacher.epochs = config.teacher.epochs
+        teacher.optimizer.learning_rate = config.teacher.learning_rate
+        teacher.student.model = config.teacher.model
+        teacher.student.dtype = config.teacher.dtype
+        teacher.data.mean = config.teacher.mean or config.data.mean
+        teacher.data.std = config.teacher.std or config.data.std
+    return teacher

@@ -1,0 +1,128 @@
+"""Runs a study: regimes × arms × seeds on one data set; each teacher is trained once.
+
+    python -m dgkd_jax.study --config=configs/study/mnist5k.py [--workers=N] [--seeds=0,1,…] [--regimes=NAME,…]
+        [--arms=NAME,…] [--output=runs/study] [--cache-teacher]
+    python -m dgkd_jax.study --config=FILE --config=FILE … --results=docs/results.md
+
+Every run has its own work directory. The same command continues where it was and does only unfinished runs; a run that
+fails becomes a row of the table and does not end the study. At the end the report page is written. With --cache-teacher
+the arms of a seed share the teacher's logits, so the teacher sees each training batch once; a run that began without
+the cache cannot continue with it. The second form runs nothing: it writes the results of all these studies, read from
+their runs' files, as one document.
+"""
+
+import argparse
+import os
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from dgkd_jax.errors import ArgumentParser, BadInput, did_you_mean, exit_code_of
+from dgkd_jax.report import compose
+from dgkd_jax.study import results
+from dgkd_jax.study.conduct import conduct, outcome
+from dgkd_jax.study.plan import OUTPUT, Run, Study, load, runs_of, with_cache
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    return exit_code_of(lambda: _study(_arguments(argv)))
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    studies = [load(path) for path in arguments.config]
+    if arguments.results:
+        print(_write_results(arguments, studies))
+        return
+    (study,) = studies
+    runs = _runs(arguments, study)
+    if arguments.cache_teacher:
+        runs = [with_cache(run) for run in runs]
+    conduct(runs, workers=arguments.workers)
+    rows = [outcome(run) for run in runs]
+    print(f"\n{table(rows, baseline=study.baseline)}")
+    done = [row["workdir"] for row in rows if row["status"] == "done"]
+    if done:
+        print(f"Pictures: {compose.write(done, os.path.join(arguments.output, study.name, 'report'))}")
+
+
+def _runs(arguments: argparse.Namespace, study: Study) -> list[Run]:
+    return runs_of(
+        study,
+        output=arguments.output,
+        seeds=map(int, _chosen("seeds", arguments.seeds, [str(seed) for seed in study.seeds], free=True)),
+        regimes=_chosen("regimes", arguments.regimes, list(study.regimes)),
+        arms=_chosen("arms", arguments.arms, list(study.arms)),
+    )
+
+
+def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
+    found = []
+    for path, study in zip(arguments.config, studies, strict=True):
+        runs = _runs(arguments, study)
+        rows = [outcome(run) for run in runs]
+        if not any(row["status"] == "done" for row in rows):
+            raise BadInput(f"no run of {path} is done beneath {arguments.output}; first run it, without --results")
+        planned = [(run.regime, run.arm, run.seed) for run in runs]
+        found.append(results.Found(study.name, path, study.about, study.baseline, planned, rows))
+    given = {
+        "seeds": arguments.seeds,
+        "regimes": arguments.regimes,
+        "arms": arguments.arms,
+        "output": None if arguments.output == OUTPUT else arguments.output,
+    }
+    options = "".join(f" --{name}={shlex.quote(value)}" for name, value in given.items() if value is not None)
+    options += " --cache-teacher" if arguments.cache_teacher else ""
+    text = results.markdown(found, options=options, output=arguments.results)
+    Path(arguments.results).write_text(text)
+    return f"{arguments.results}: {sum(row['status'] == 'done' for study in found for row in study.rows)} runs"
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = ArgumentParser(prog="python -m dgkd_jax.study", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, action="append", metavar="FILE", help="of configs/study")
+    parser.add_argument("--results", metavar="FILE", help="run nothing, write what these studies found")
+    parser.add_argument("--workers", type=int, default=1, help="runs beside each other; one per device or core")
+    parser.add_argument("--seeds", help="comma-separated; default: the study's")
+    parser.add_argument("--regimes", help="comma-separated; default: all")
+    parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument("--cache-teacher", action="store_true", help="run each teacher once, for all arms of a seed")
+    parser.add_argument("--output", default=OUTPUT, metavar="DIR", help=f"default {OUTPUT}")
+    arguments = parser.parse_args(argv)
+    if len(arguments.config) > 1 and not arguments.results:
+        parser.error("several --config go with --results only; run the studies one after the other")
+    if arguments.workers < 1:
+        parser.error(f"--workers={arguments.workers}: 1 or more")
+    return arguments
+
+
+def _chosen(name: str, text: str | None, there: list[str], *, free: bool = False) -> list[str]:
+    if text is None:
+        return there
+    chosen = text.split(",")
+    for choice in chosen:
+        if free and not choice.isdecimal():
+            raise BadInput(f"--{name}={text}: {choice!r} is no number")
+        if not free and choice not in there:
+            raise BadInput(f"--{name}={text}: no {choice!r}{did_you_mean(choice, there)}; there are {', '.join(there)}")
+    return chosen
+
+
+def table(rows: list[dict[str, Any]], *, baseline: str) -> str:
+    """Table for the terminal: each arm's accuracy after the last epoch, mean ± standard deviation over its seeds."""
+    lines = [f"{'regime':<12} {'arm':<28} {'last accuracy, %':<18} {'runs':>4}  failed"]
+    for regime, arm in dict.fromkeys((row["regime"], row["arm"]) for row in rows):
+        these = [row for row in rows if (row["regime"], row["arm"]) == (regime, arm)]
+        values = [100 * row["student"]["last_accuracy"] for row in these if row["status"] == "done"]
+        failed = sum(row["status"] == "failed" for row in these)
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        shown = f"{statistics.mean(values):.2f}{spread}" if values else "–"
+        mark = " (baseline)" if arm == baseline else ""
+        lines.append(f"{regime:<12} {arm + mark:<28} {shown:<18} {len(values):>4}  {failed or ''}".rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

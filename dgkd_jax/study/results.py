@@ -1,0 +1,218 @@
+"""Writes the results of studies as Markdown: every figure comes from the runs' files, comparisons are paired by seed.
+
+A verdict needs two things: the difference from the baseline exceeds two standard errors, and its p-value (paired
+t-test, corrected by Holm's method for all comparisons in the document) is below 5 %. Otherwise it is "not shown".
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from dgkd_jax.report import significance
+
+LEVEL = 0.05
+# Metrics of each run's last evaluation shown besides the accuracy: name in metrics.jsonl -> (heading, factor, digits).
+MEASURES = {
+    "agreement": ("agreement with the teacher, %", 100, 1),
+    "logit_msd": ("‖z − v‖²", 1, 1),
+    "ece": ("ECE, %", 100, 2),
+    "nc1": ("NC1", 1, 3),
+    "nc2_angles": ("NC2, angles", 1, 3),
+    "nc3": ("NC3", 1, 3),
+}
+
+
+class Found(NamedTuple):
+    """A study: its plan and its outcomes.
+
+    Attributes:
+        name: of the study.
+        config: the file that defines it.
+        about: one paragraph on data, teacher and student.
+        baseline: the arm that the others are compared with.
+        planned: (regime, arm, seed) of every run.
+        rows: from `conduct.outcome`; finished runs also have "last", the metrics of their last evaluation.
+    """
+
+    name: str
+    config: str
+    about: str
+    baseline: str
+    planned: Sequence[tuple[str, str, int]]
+    rows: Sequence[dict[str, Any]]
+
+
+class Verdict(NamedTuple):
+    """An arm against the baseline in one regime of one study, in points of accuracy."""
+
+    study: str
+    regime: str
+    arm: str
+    comparison: significance.Comparison
+    corrected: float | None
+
+    @property
+    def says(self) -> str:
+        """`better`, `worse` or `not shown`."""
+        if self.corrected is None or self.corrected >= LEVEL or not self.is_apart:
+            return "not shown"
+        return "better" if self.comparison.mean > 0 else "worse"
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the difference was tested and exceeds two standard errors, before any correction."""
+        return self.comparison.p is not None and abs(self.comparison.mean) > 2 * self.comparison.standard_error
+
+
+def verdicts(studies: Iterable[Found]) -> list[Verdict]:
+    """Verdicts on all arms that share a seed with their regime's baseline; p-values are corrected over all of them."""
+    found = []
+    for study in studies:
+        for regime, arm in _cells(study):
+            pairs = _pairs(study, regime, arm, "last_accuracy")
+            if arm != study.baseline and pairs:
+                ours, baseline = zip(*pairs, strict=True)
+                comparison = significance.paired([100 * v for v in ours], [100 * v for v in baseline])
+                found.append(Verdict(study.name, regime, arm, comparison, None))
+    tested = [index for index, verdict in enumerate(found) if verdict.comparison.p is not None]
+    corrected = significance.holm([found[index].comparison.p for index in tested])
+    for index, p in zip(tested, corrected, strict=True):
+        found[index] = found[index]._replace(corrected=p)
+    return found
+
+
+def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
+    """The whole document.
+
+    Args:
+        options: of the commands in the document, each after a space, for example " --seeds=5,6".
+        output: the file that it will be written to.
+    """
+    command = "python -m dgkd_jax.study " + " ".join(f"--config={study.config}" for study in studies)
+    command += f"{options} --results={output}"
+    found = verdicts(studies)
+    parts = [
+        "# What the coupling does to accuracy\n",
+        f"Written by the command `{command}` from the files that the runs left; run the studies first:\n",
+        "\n".join(f"    python -m dgkd_jax.study --config={study.config}{options}" for study in studies) + "\n",
+        _answer(studies, found),
+        *(_study(study, [verdict for verdict in found if verdict.study == study.name]) for study in studies),
+        "## How to read this\n",
+        "A verdict needs a difference from the baseline of more than two standard errors and a p-value (paired t-test, "
+        'corrected by Holm\'s method for all comparisons here) below 5 %; anything else is "not shown". '
+        "Accuracies are of the last epoch, in percent, mean ± standard deviation over seeds of the student (order, "
+        "initial weights, augmentation); one teacher for all. Differences are in points, ± their standard error. "
+        "NC1–NC3 fall towards 0 as a network collapses (Papyan et al. 2020).\n",
+    ]
+    return "\n".join(parts)
+
+
+def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
+    lines = ["## The answer\n"]
+    names = {study.name for study in studies}
+    for says, title in (("better", "Better than the baseline"), ("worse", "Worse than the baseline")):
+        where: dict[tuple[str, str], set[str]] = {}
+        for verdict in found:
+            if verdict.says == says:
+                where.setdefault((verdict.regime, verdict.arm), set()).add(verdict.study)
+        on_all = [f"{arm} ({regime})" for (regime, arm), sets in where.items() if sets == names]
+        on_some = [
+            f"{arm} ({regime}; {', '.join(sorted(sets))})" for (regime, arm), sets in where.items() if sets != names
+        ]
+        lines.append(f"- {title} on every set: {', '.join(on_all) or 'none'}.")
+        lines.append(f"- {title} on some: {', '.join(on_some) or 'none'}.")
+    ahead = Counter((v.regime, v.arm) for v in found if v.is_apart and v.comparison.mean > 0)
+    candidates = [f"{arm} ({regime})" for (regime, arm), sets in ahead.items() if sets == len(names)]
+    lines.append(
+        "- Ahead by more than two standard errors on every set, before any correction, so to be looked at again on "
+        f"fresh seeds: {', '.join(candidates) or 'none'}."
+    )
+    open_ = sum(verdict.says == "not shown" for verdict in found)
+    lines.append(f"- Of {len(found)} comparisons, {open_} show no difference: too small for these seeds, or none.\n")
+    return "\n".join(lines)
+
+
+def _study(study: Found, found: list[Verdict]) -> str:
+    done = [row for row in study.rows if row["status"] == "done"]
+    failed = [row for row in study.rows if row["status"] == "failed"]
+    hours = sum(row["student"]["seconds"] for row in done) / 3600
+    machines = sorted({_machine(row["machine"]) for row in done})
+    lines = [
+        f"## {study.name}\n",
+        f"{study.about} {len(done)} of {len(study.planned)} planned runs are done, {len(failed)} failed; "
+        f"{hours:.2f} hours of training on {'; '.join(machines) or 'nothing yet'}.\n",
+    ]
+    regimes = list(dict.fromkeys(regime for regime, _ in _cells(study)))
+    for regime in regimes:
+        lines += [f"### {study.name}: {regime}\n", *_table(study, regime, found), ""]
+    for row in failed:
+        lines.append(f"- failed: {row['regime']} / {row['arm']}, seed {row['seed']}: {row['error']}")
+    missing: dict[str, list[str]] = {}
+    for regime, arm in dict.fromkeys((regime, arm) for regime, arm, _ in study.planned):
+        if (regime, arm) not in _cells(study):
+            missing.setdefault(regime, []).append(arm)
+    if missing:
+        listed = "; ".join(f"{regime}: {', '.join(arms)}" for regime, arms in missing.items())
+        lines.append(f"\nPlanned and not run, so nothing can be said of them: {listed}.\n")
+    return "\n".join(lines)
+
+
+def _table(study: Found, regime: str, found: list[Verdict]) -> list[str]:
+    verdict_of = {verdict.arm: verdict for verdict in found if verdict.regime == regime}
+    arms = [arm for r, arm in _cells(study) if r == regime]
+    measures = {key: value for key, value in MEASURES.items() if any(_values(study, regime, a, key) for a in arms)}
+    heading = ["arm", "seeds", "accuracy, %", f"− {study.baseline}", "p (Holm)", "verdict"]
+    heading += [title for title, _, _ in measures.values()]
+    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+    for arm in arms:
+        values = _values(study, regime, arm, "last_accuracy")
+        cells = [arm, str(len(values)), _spread([100 * value for value in values], 2)]
+        verdict = verdict_of.get(arm)
+        if verdict is None:
+            cells += ["", "", "baseline" if arm == study.baseline else "no pair"]
+        else:
+            error = verdict.comparison.standard_error
+            shown = f"{verdict.comparison.mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+            p = verdict.corrected
+            cells += [shown, "–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001", verdict.says]
+        for key, (_, scale, digits) in measures.items():
+            cells.append(_spread([scale * value for value in _values(study, regime, arm, key)], digits))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cells(study: Found) -> list[tuple[str, str]]:
+    """(regime, arm) pairs with a finished run, in the order of the plan."""
+    done = {(row["regime"], row["arm"]) for row in study.rows if row["status"] == "done"}
+    return [cell for cell in dict.fromkeys((regime, arm) for regime, arm, _ in study.planned) if cell in done]
+
+
+def _by_seed(study: Found, regime: str, arm: str, key: str) -> dict[int, float]:
+    found = {}
+    for row in study.rows:
+        if row["status"] == "done" and (row["regime"], row["arm"]) == (regime, arm):
+            value = row["student"].get(key, row["last"].get(key))
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                found[row["seed"]] = value
+    return found
+
+
+def _values(study: Found, regime: str, arm: str, key: str) -> list[float]:
+    return list(_by_seed(study, regime, arm, key).values())
+
+
+def _pairs(study: Found, regime: str, arm: str, key: str) -> list[tuple[float, float]]:
+    ours, baseline = (_by_seed(study, regime, name, key) for name in (arm, study.baseline))
+    return [(ours[seed], baseline[seed]) for seed in sorted(ours.keys() & baseline.keys())]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean, deviation = significance.mean_and_deviation(values)
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    return f"{machine['devices']} × {machine['device']} (jax {machine['jax']}, flax {machine['flax']})"

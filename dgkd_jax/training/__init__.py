@@ -1,0 +1,1 @@
+"""Training: the train step, the loop around it, and the whole run."""

@@ -1,0 +1,153 @@
+"""Builds the model, the compiled steps and the initial state from a config."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from dgkd_jax import methods, models
+from dgkd_jax.data import on_device
+from dgkd_jax.data.source import Source
+from dgkd_jax.models import network
+from dgkd_jax.models.network import Network
+from dgkd_jax.runs import sharding
+from dgkd_jax.training import optimizer as optimizer_lib
+from dgkd_jax.training import state
+from dgkd_jax.training.step import Teacher, finite_rows, metric_names, train_step
+
+
+class Program(NamedTuple):
+    """The compiled functions of a run, and its length.
+
+    Attributes:
+        train_step: (state, teacher, batch) -> state, under `jit`.
+        steps_on_device: the function below with its first five arguments, under `jit`.
+        finite_rows: (state, teacher, batch) -> which rows of the batch are finite.
+        student: without variables; those are in the state.
+        teacher: None where the method needs none.
+        learning_rate: number of steps done -> rate.
+    """
+
+    train_step: jax.stages.Wrapped
+    steps_on_device: jax.stages.Wrapped
+    finite_rows: Callable[..., dict[str, jax.Array]]
+    student: Network
+    teacher: Teacher | None
+    learning_rate: Callable[[int], jax.Array]
+    steps_per_epoch: int
+    total_steps: int
+
+
+def student_of(config: ConfigDict, source: Source) -> tuple[Any, Network]:
+    """The student's Linen module, and the student as a `Network` without variables.
+
+    Raises:
+        BadInput: the student cannot take the data set's images.
+    """
+    model = network.create(
+        config.student.model,
+        config.student.dtype,
+        data=source.name,
+        num_classes=source.num_classes,
+        image_shape=source.image_shape,
+        batch_norm_groups=config.batch_norm_groups,
+    )
+    # The config of a teacher's own training may set other pixel statistics than the data set's.
+    mean, std = tuple(config.data.mean) or source.mean, tuple(config.data.std) or source.std
+    return model, Network(model.apply, None, mean, std)
+
+
+def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | None) -> tuple[Program, state.TrainState]:
+    """The compiled functions of a run, and its state at step 0 on the mesh.
+
+    Args:
+        config: validated.
+        source: the data set.
+        mesh: all devices.
+        teacher: None where the method needs none.
+    """
+    steps_per_epoch = source.steps_per_epoch(config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    learning_rate = optimizer_lib.learning_rate_schedule(
+        config.schedule,
+        peak=config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, learning_rate)
+    model, student = student_of(config, source)
+    method = methods.from_config(config)
+    variables = models.initialise(model, source.image_shape, config.seed)
+    initial = state.create(variables, optimizer, ema=config.optimizer.ema_decay > 0, metric_names=metric_names(method))
+    current = sharding.place(initial, mesh)
+    one_step = functools.partial(
+        train_step,
+        student=student,
+        method=method,
+        optimizer=optimizer,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.optimizer.ema_decay,
+        skip_limit=config.nonfinite_limit,
+    )
+    many_steps = functools.partial(
+        steps_on_device,
+        one_step=one_step,
+        steps_per_epoch=steps_per_epoch,
+        steps_per_call=config.steps_per_call,
+        batch_sharding=sharding.batch_sharding(mesh),
+    )
+    compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, current)}
+    look = functools.partial(finite_rows, student=student, method=method)
+    program = Program(
+        train_step=jax.jit(one_step, **compiled),
+        steps_on_device=jax.jit(many_steps, **compiled),
+        finite_rows=jax.jit(look, out_shardings=sharding.replicated(mesh)),
+        student=student,
+        teacher=teacher,
+        learning_rate=learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    return program, current
+
+
+def steps_on_device(
+    current: state.TrainState,
+    teacher: Teacher | None,
+    examples: dict[str, jax.Array],
+    epoch: dict[str, jax.Array],
+    count: jax.Array,
+    *,
+    one_step: Callable[..., state.TrainState],
+    steps_per_epoch: int,
+    steps_per_call: int,
+    batch_sharding: NamedSharding,
+) -> state.TrainState:
+    """The next `count` steps on a training set in the device's memory.
+
+    The loop's length is not fixed, so one program serves any `count`. With one step per call there is no loop, because
+    XLA's CPU backend computes convolutions in a loop 3 to 20 times slower (docs/performance.md).
+
+    Args:
+        current: the state, donated by the caller's `jit`; its step gives the position in the epoch.
+        teacher: as for `train_step`.
+        examples: as for `on_device.batch`.
+        epoch: arrays `[steps_per_epoch, batch, ...]`: the `rows` of `on_device.batch`, for each step of this epoch.
+        count: int32 scalar, 1 … steps_per_call, at most the steps left in the epoch.
+        one_step: (state, teacher, batch) -> state.
+        steps_per_epoch: steps in an epoch.
+        steps_per_call: the largest `count`; with 1, `count` is not read.
+        batch_sharding: of each batch.
+    """
+
+    def one(_, current):
+        step = current.step % steps_per_epoch
+        rows = {name: jax.lax.dynamic_index_in_dim(array, step, keepdims=False) for name, array in epoch.items()}
+        return one_step(current, teacher, on_device.batch(examples, rows, sharding=batch_sharding))
+
+    return one(0, current) if steps_per_call == 1 else jax.lax.fori_loop(0, count, one, current)

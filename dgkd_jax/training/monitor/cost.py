@@ -1,0 +1,64 @@
+"""The cost of the compiled step: operations, memory, and the share of the device's peak that it uses."""
+
+import jax
+
+# Published dense bfloat16 peaks in TFLOP/s by JAX's `device_kind`. A device that is not listed, or a CPU, gets no
+# utilisation. Sources: Google Cloud's TPU pages; NVIDIA's data sheets (SXM, without sparsity).
+BFLOAT16_PEAK_TFLOPS = {
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5p": 459.0,
+    "TPU v6 lite": 918.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H200": 989.0,
+}
+
+
+def cost(compiled: jax.stages.Compiled) -> dict[str, float]:
+    """Operations and memory of a compiled program, on one device.
+
+    Returns:
+        Only what the backend reports. `step_gflops`: 10⁹ floating-point operations as XLA counts them, without those of
+        vendor libraries (cuDNN on GPUs). `temporary_mib`, `arguments_mib`, `output_mib`: memory in MiB. `donated_mib`:
+        the part of the output that reuses the arguments' memory.
+    """
+    found = {}
+    analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    if analysis and analysis.get("flops", 0) > 0:
+        found["step_gflops"] = analysis["flops"] / 1e9
+    if memory is not None:
+        for name, bytes_ in {
+            "temporary_mib": memory.temp_size_in_bytes,
+            "arguments_mib": memory.argument_size_in_bytes,
+            "output_mib": memory.output_size_in_bytes,
+            "donated_mib": memory.alias_size_in_bytes,
+        }.items():
+            found[name] = bytes_ / 2**20
+    return found
+
+
+def summary(found: dict[str, float]) -> str:
+    """The result of `cost` as one line."""
+    words = {
+        "step_gflops": "{:.3g} GFLOP",
+        "temporary_mib": "{:.3g} MiB of temporaries",
+        "arguments_mib": "{:.3g} MiB of arguments",
+        "donated_mib": "{:.3g} MiB of them reused for the result",
+    }
+    return ", ".join(text.format(found[name]) for name, text in words.items() if name in found) or "not told"
+
+
+def utilisation(found: dict[str, float], steps_per_second: float, *, kind: str | None = None) -> dict[str, float]:
+    """{"utilisation": share of the bfloat16 peak}, or {} where the peak or the operations are unknown.
+
+    Args:
+        found: from `cost`.
+        steps_per_second: measured.
+        kind: `device_kind`; None: that of the first device.
+    """
+    peak = BFLOAT16_PEAK_TFLOPS.get(kind or jax.devices()[0].device_kind)
+    if peak is None or "step_gflops" not in found:
+        return {}
+    return {"utilisation": found["step_gflops"] * steps_per_second / (1000 * peak)}

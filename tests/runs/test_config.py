@@ -1,0 +1,285 @@
+"""Every key is documented, held to a rule and read; mistakes are named."""
+
+import ast
+import importlib
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar100, default, imagenet, mnist5k
+from dgkd_jax import models
+from dgkd_jax.errors import BadInput
+from dgkd_jax.methods import METHODS, needs_teacher, section_keys, sections_of
+from dgkd_jax.runs import config as rules
+from dgkd_jax.runs.default import KEYS
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = [p.stem for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ("__init__", "default", "pairs")]
+
+
+def test_a_configuration_has_every_key_and_no_other():
+    assert set(rules.flatten(default.get_config())) == set(KEYS)
+
+
+def test_every_key_has_a_meaning():
+    assert [key for key, value in KEYS.items() if not value.meaning.strip()] == []
+
+
+def attribute_chains(tree: ast.AST) -> set[str]:
+    chains = set()
+    for node in ast.walk(tree):
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if parts and isinstance(node, ast.Name):
+            chains.add(".".join([node.id, *reversed(parts)]))
+    return chains
+
+
+def test_every_key_is_read_somewhere():
+    """As `config.section.key`, or `section.key` where a section is passed on under its own name; a method's own as
+    `self.key` in its file.
+    """
+    chains = set()
+    for path in (ROOT / "dgkd_jax").rglob("*.py"):
+        chains |= attribute_chains(ast.parse(path.read_text()))
+    own = section_keys()
+    read = {key for key in KEYS if chains & {key, f"config.{key}", f"self._config.{key}", f"settings.{key}"}}
+    assert set(KEYS) - set(own) - read == set()
+    for name, method in METHODS.items():
+        chains = attribute_chains(ast.parse(Path(inspect.getfile(method)).read_text()))
+        assert {key for key in own if key.startswith(f"{name}.") and f"self.{key.split('.')[1]}" not in chains} == set()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_configuration_is_valid(name):
+    rules.validate(importlib.import_module(f"configs.{name}").get_config())
+
+
+def resolved(**changes) -> ConfigDict:
+    config = mnist5k.get_config()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("method", "dkg", "config.method='dkg' is not allowed: one of 'ce', 'kd'.*did you mean 'dkd'"),
+        ("student.model", "resnet19", r"config.student.model='resnet19' is not allowed.*did you mean 'resnet1"),
+        ("teacher.model", "", "config.teacher.model='' is not allowed"),
+        ("data.name", "cifar", "config.data.name='cifar' is not allowed.*did you mean 'cifar10"),
+        ("epochs", 0, r"config.epochs=0 is not allowed: a whole number in \[1, inf\)"),
+        ("dkd.temperature", 0.0, r"config.dkd.temperature=0.0 is not allowed: a number in \(0, inf\)"),
+        ("dkd.temperature", float("nan"), "config.dkd.temperature=nan is not allowed"),
+        ("optimizer.learning_rate", -0.1, "config.optimizer.learning_rate=-0.1 is not allowed"),
+        ("optimizer.momentum", 1.0, r"config.optimizer.momentum=1.0 is not allowed: a number in \[0, 1\)"),
+        ("label_smoothing", 1.0, "config.label_smoothing=1.0 is not allowed"),
+        ("schedule.milestones", (60, 30), "config.schedule.milestones=.* ascending order"),
+        ("dgkd.convention", "normalised", "config.dgkd.convention='normalised'.*did you mean 'normalized'"),
+        ("dgkd.epsilon", float("inf"), "config.dgkd.epsilon=inf is not allowed"),
+        ("data.std", (0.0,), "config.data.std=.* greater than 0"),
+        ("name", "a/b", "config.name='a/b' is not allowed"),
+        ("data.readers", 3, "config.data.readers=3 must divide batch_size=128"),
+        ("batch_norm_groups", 3, "config.batch_norm_groups=3 must divide batch_size=128"),
+        ("data.mean", (0.5,), "config.data.mean and config.data.std must have the same length"),
+        ("data.eval_interpolation", "cubic", "config.data.eval_interpolation='cubic'.*did you mean 'bicubic'"),
+        ("teacher.mean", (0.5,), "config.teacher.mean and config.teacher.std must have the same length"),
+        ("teacher.std", (0.0,), "config.teacher.std=.* greater than 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_allowed(key, value, message):
+    with pytest.raises(BadInput, match=message):
+        rules.validate(resolved(**{key: value}))
+
+
+def test_cross_entropy_needs_no_teacher():
+    rules.validate(resolved(**{"method": "ce", "teacher.model": ""}))
+
+
+def test_a_file_that_does_not_start_from_the_default_is_told_so():
+    with pytest.raises(BadInput, match=r"is missing: start your file from dgkd_jax.runs.default.get_config\(\)"):
+        rules.validate(ConfigDict({"method": "ce"}))
+    extra = default.get_config()
+    with extra.unlocked():
+        extra.dkd.alhpa = 1.0
+    with pytest.raises(BadInput, match=r"config.dkd.alhpa: no such key; did you mean 'dkd.alpha'"):
+        rules.validate(extra)
+
+
+def test_a_run_is_the_same_run_after_json():
+    config = mnist5k.get_config()
+    again = ConfigDict(json.loads(config.to_json()))
+    assert rules.identity(again) == rules.identity(config)
+    rules.check_same_run(rules.identity(again), config, workdir="w")
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"log_every": 7}, True),
+        ({"data.dir": "/elsewhere"}, True),
+        ({"teacher.epochs": 3}, True),  # the teacher is compared by its weights
+        ({"kd.temperature": 9.0}, True),  # DGKD does not read it
+        ({"dkd.beta": 9.0}, False),
+        ({"teacher.mean": (0.5,), "teacher.std": (0.5,)}, False),
+        ({"dgkd.epsilon": 0.2}, False),
+        ({"seed": 1}, False),
+        ({"optimizer.learning_rate": 0.2}, False),
+        ({"data.augment": "none"}, False),
+        ({"batch_size": 64}, False),
+    ],
+)
+def test_only_keys_that_change_the_result_make_another_run(change, same):
+    one, other = mnist5k.get_config(), resolved(**change)
+    assert (rules.identity(one) == rules.identity(other)) == same
+    if not same:
+        key = next(iter(change))
+        with pytest.raises(BadInput, match=f"w holds a run with another configuration .{key}=.* there, .* here"):
+            rules.check_same_run(rules.identity(one), other, workdir="w")
+
+
+# Another value of these makes no other run: the same numbers all the same.
+DECIDES_NOTHING = {
+    "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache", "log_every", "eval_every",
+    "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp", "data.dir", "data.manual_dir",
+    "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call", "teacher.workdir", "teacher.cache",
+}  # fmt: skip
+# Of these neither, for a run: the teacher that it has is compared by its weights.
+DECIDES_THE_TEACHER = {"teacher.weights", "teacher.epochs", "teacher.learning_rate", "teacher.seed"}
+# Where the next value that comes to mind is not allowed, or would be no other run's.
+OTHER_VALUES = {
+    "schedule.milestones": (1, 2),
+    "data.image_size": 32,
+    "batch_size": 256,
+    "batch_norm_groups": 2,
+    "data.readers": 2,
+    **{f"{section}.mean": (0.4,) for section in ("data", "teacher")},
+    **{f"{section}.std": (0.3,) for section in ("data", "teacher")},
+}
+
+
+def every_key_at_work(method) -> ConfigDict:
+    """A valid configuration in which each key can be changed by itself."""
+    pixels = {f"{section}.{key}": (0.5,) for section in ("data", "teacher") for key in ("mean", "std")}
+    return resolved(**{"method": method, "data.mock": True} | pixels)
+
+
+def other_value(key: str, value):
+    """One that is allowed."""
+    rule = KEYS[key].rule
+    if key in OTHER_VALUES:
+        candidates = [OTHER_VALUES[key]]
+    elif rule.choices:
+        candidates = rule.choices
+    elif isinstance(value, bool):
+        candidates = [not value]
+    elif isinstance(value, str):
+        candidates = [f"{value}other"]
+    elif isinstance(value, int):
+        candidates = [value + 1]
+    else:
+        candidates = [0.5 * value, 0.25]
+    return next(candidate for candidate in candidates if candidate != value and rule.accepts(candidate))
+
+
+def test_what_each_key_decides_is_written_down_here_too():
+    found = {what: {key for key, value in KEYS.items() if value.decides == what} for what in ("nothing", "teacher")}
+    assert found == {"nothing": DECIDES_NOTHING, "teacher": DECIDES_THE_TEACHER}
+    assert {value.decides for value in KEYS.values()} == {"run", "nothing", "teacher"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_makes_another_run_exactly_where_it_decides_what_is_computed(key, method):
+    one = every_key_at_work(method)
+    rules.validate(one)
+    value = other_value(key, rules.flatten(one)[key])
+    other = rules.with_method(one, method)
+    other.update_from_flattened_dict({key: value})
+    rules.validate(other)
+    section = key.split(".")[0]
+    of_other_methods = section in METHODS and section not in sections_of(METHODS[method])
+    of_no_teacher = section == "teacher" and not needs_teacher(method)
+    decides = key not in DECIDES_NOTHING | DECIDES_THE_TEACHER and not of_other_methods and not of_no_teacher
+    assert (rules.identity(one) != rules.identity(other)) == decides
+    recorded = json.loads(json.dumps(rules.identity(one)))  # as a checkpoint holds it
+    rules.check_same_run(recorded, one, workdir="w")
+    if decides:
+        with pytest.raises(BadInput, match=rf"w holds a run with another configuration .*{key}=.* there, .* here"):
+            rules.check_same_run(recorded, other, workdir="w")
+    else:
+        rules.check_same_run(recorded, other, workdir="w")
+
+
+@pytest.mark.parametrize("key", ["data.mock_train_examples", "data.mock_eval_examples"])
+def test_numbers_of_generated_images_decide_nothing_where_none_are_generated(key):
+    one, other = resolved(), resolved(**{key: 77})
+    assert rules.identity(one) == rules.identity(other)
+
+
+def test_teachers_run_does_not_depend_on_the_method_or_the_students_seed():
+    one = rules.of_teacher(mnist5k.get_config())
+    other = rules.of_teacher(
+        resolved(**{"method": "kd", "seed": 5, "dgkd.epsilon": 1.0, "student.model": "small_cnn_w24"})
+    )
+    assert rules.identity(one) == rules.identity(other)
+    assert (one.method, one.student.model, one.epochs) == ("ce", "small_cnn_w24", mnist5k.get_config().teacher.epochs)
+
+
+@pytest.mark.parametrize(("module", "pairs"), [(cifar100, cifar100.PAIRS), (imagenet, imagenet.PAIRS)])
+def test_each_published_pair_gives_a_configuration_or_says_what_is_not_built(module, pairs):
+    for pair in pairs:
+        teacher, student = pair.split(",")
+        if {teacher, student} <= set(models.NAMES):
+            config = module.get_config(pair)
+            assert (config.teacher.model, config.student.model) == (teacher, student)
+            rules.validate(config)
+        else:
+            with pytest.raises(ValueError, match=r"model \w+ is not built yet. Pairs that can be run: "):
+                module.get_config(pair)
+
+
+def test_published_recipes_are_those_of_their_sources():
+    """Figures of mdistiller's configuration files and of RepDistiller's scripts."""
+    config = cifar100.get_config("resnet32x4,resnet8x4")
+    assert (config.epochs, config.batch_size, config.schedule.milestones) == (240, 64, (150, 180, 210))
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay, config.optimizer.momentum) == (
+        0.05,
+        5e-4,
+        0.9,
+    )
+    assert (config.dkd.alpha, config.dkd.beta, config.dkd.temperature, config.dkd.warmup_epochs) == (
+        1.0,
+        8.0,
+        4.0,
+        20.0,
+    )
+    assert cifar100.get_config("resnet56,resnet20").dkd.beta == 2.0
+    assert cifar100.get_config("resnet110,resnet32").dkd.beta == 2.0
+    assert {pair: cifar100.PAIRS[pair]["beta"] for pair in cifar100.PAIRS if "wrn" in pair or "vgg" in pair} == {
+        "wrn_40_2,wrn_16_2": 6.0,
+        "wrn_40_2,wrn_40_1": 6.0,
+        "vgg13_bn,vgg8_bn": 6.0,
+    }
+    slow = {pair for pair, recipe in cifar100.PAIRS.items() if recipe.get("learning_rate") == 0.01}
+    assert slow == {
+        "resnet32x4,shufflenet_v1_cifar",
+        "resnet32x4,shufflenet_v2_cifar",
+        "resnet50_cifar,mobilenet_v2_half_cifar",
+    }
+    config = imagenet.get_config("resnet34,resnet18")
+    assert (config.epochs, config.batch_size, config.schedule.milestones) == (100, 512, (30, 60, 90))
+    assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (0.2, 1e-4)
+    assert (config.dkd.alpha, config.dkd.beta, config.dkd.temperature, config.dkd.warmup_epochs) == (1.0, 0.5, 1.0, 1.0)
+
+
+def test_an_unknown_pair_is_named_with_the_nearest():
+    with pytest.raises(
+        ValueError, match="configs/cifar100.py:resnet56,resnet21: no such pair; did you mean 'resnet56,resnet20'"
+    ):
+        cifar100.get_config("resnet56,resnet21")

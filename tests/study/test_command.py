@@ -1,0 +1,75 @@
+"""The command of studies: it runs what is missing, ends in a report, and tells mistakes in one line."""
+
+import json
+
+import pytest
+
+from dgkd_jax.study import __main__ as command
+
+STUDY = """
+from configs import mnist5k
+from dgkd_jax.study import Study
+
+def get_study():
+    base = mnist5k.get_config()
+    base.update_from_flattened_dict({
+        "data.mock": True, "data.image_size": 16, "data.mock_train_examples": 32, "data.mock_eval_examples": 16,
+        "batch_size": 16, "eval_batch_size": 16, "epochs": 1, "teacher.epochs": 1,
+        "student.model": "small_cnn_w8", "teacher.model": "small_cnn_w8",
+    })
+    return Study(
+        name="tiny", about="Generated images.", base=base, seeds=(0,), baseline="dkd",
+        arms={"dkd": {"method": "dkd"}, "broken": {"method": "kd", "batch_size": 48}, "kd": {"method": "kd"}},
+        regimes={"standard": ({}, ("dkd", "broken", "kd"))},
+    )
+"""
+
+
+def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "tiny.py"
+    file.write_text(STUDY)
+    monkeypatch.setenv("XLA_FLAGS", "")  # of the workers: one device
+    arguments = [f"--config={file}", f"--output={tmp_path}"]
+    assert command.main([*arguments, "--arms=dkd"]) == 0
+    capsys.readouterr()
+    before = (tmp_path / "tiny" / "standard" / "dkd-seed0" / "result.json").stat().st_mtime_ns
+
+    assert command.main([*arguments, "--cache-teacher"]) == 0
+    captured = capsys.readouterr()
+    assert "1 of 3 runs are done already" in captured.err
+    assert "dkd (baseline)" in captured.out
+    assert (tmp_path / "tiny" / "standard" / "dkd-seed0" / "result.json").stat().st_mtime_ns == before
+    assert (tmp_path / "tiny" / "report" / "index.html").exists()
+    (failure,) = (tmp_path / "tiny" / "standard").glob("*/failure.json")
+    assert "config.batch_size=48 is larger than the training split" in json.loads(failure.read_text())["error"]
+    assert failure.parent.name == "broken-seed0"
+    assert len({path.name.partition("-logits")[0] for path in (tmp_path / "tiny").glob("teacher-*")}) == 1  # shared
+    # The second run, and only that, took the teacher's logits from a cache.
+    (manifest,) = (tmp_path / "tiny").glob("teacher-*-logits-*/manifest.json")
+    for arm, cache in (("dkd", ""), ("kd", str(manifest.parent))):
+        config = json.loads((tmp_path / "tiny" / "standard" / f"{arm}-seed0" / "config.json").read_text())
+        assert config["teacher"]["cache"] == cache
+
+    assert command.main([*arguments, f"--results={tmp_path / 'results.md'}"]) == 0
+    text = (tmp_path / "results.md").read_text()
+    assert "2 of 3 planned runs are done, 1 failed" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=nowhere.py"], "--config=nowhere.py: no such file"),
+        (["--config=configs/mnist5k.py"], "it defines no get_study()"),
+        (["--config=configs/study/mnist5k.py", "--arms=dkg"], "no 'dkg'; did you mean 'dkd'?"),
+        (["--config=configs/study/mnist5k.py", "--seeds=a"], "'a' is no number"),
+        (["--config=configs/study/mnist5k.py", "--workers=0"], "--workers=0: 1 or more"),
+        (["--config=a", "--config=b"], "several --config go with --results only"),
+        (["--config=configs/study/mnist5k.py", "--output=empty", "--results=r.md"], "no run of"),
+        ([], "--config"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_code_2(arguments, message, capsys):
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error

@@ -1,0 +1,83 @@
+"""The document of a study says what the runs' numbers say, and no more."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dgkd_jax.study import results
+
+
+def row(regime, arm, seed, accuracy, **last):
+    return {
+        "regime": regime, "arm": arm, "seed": seed, "status": "done", "last": last,
+        "student": {"last_accuracy": accuracy, "seconds": 36.0}, "teacher": None,
+        "machine": {"devices": 1, "device": "cpu", "jax": "0", "flax": "0"},
+    }  # fmt: skip
+
+
+def found(name="digits", **accuracies):
+    rows = [row("standard", arm, seed, a) for arm, values in accuracies.items() for seed, a in enumerate(values)]
+    planned = [(r["regime"], r["arm"], r["seed"]) for r in rows] + [("standard", "never", 0)]
+    return results.Found(name, f"configs/study/{name}.py", "About it.", "dkd", planned, rows)
+
+
+BASE = [0.950, 0.952, 0.948, 0.951, 0.949]
+BETTER = [b + 0.010 + d for b, d in zip(BASE, (0, 0.001, -0.001, 0.0005, -0.0005), strict=True)]
+NOISE = [b + d for b, d in zip(BASE, (0.004, -0.003, 0.002, -0.005, 0.001), strict=True)]
+
+
+def test_verdicts_are_paired_by_seed_and_corrected():
+    study_ = found(dkd=BASE, better=BETTER, worse=[2 * b - x for b, x in zip(BASE, BETTER, strict=True)], noise=NOISE)
+    verdicts = {verdict.arm: verdict for verdict in results.verdicts([study_])}
+    assert {arm: verdict.says for arm, verdict in verdicts.items()} == {
+        "better": "better", "worse": "worse", "noise": "not shown",
+    }  # fmt: skip
+    assert verdicts["better"].comparison.mean == pytest.approx(1.0)
+    p = stats.ttest_rel(BETTER, BASE).pvalue
+    assert verdicts["better"].corrected == pytest.approx(3 * p)  # Holm: the smallest of three
+
+
+def test_a_large_difference_on_two_seeds_is_no_verdict():
+    (verdict,) = results.verdicts([found(dkd=BASE[:2], better=[0.99, 0.991])])
+    assert verdict.says == "not shown"
+
+
+def test_the_answer_tells_what_holds_on_every_set_from_what_holds_on_one():
+    text = results.markdown(
+        [found("digits", dkd=BASE, a=BETTER, b=BETTER), found("clothes", dkd=BASE, a=BETTER, b=NOISE)],
+        options=" --seeds=0,1,2,3,4",
+        output="R.md",
+    )
+    assert "- Better than the baseline on every set: a (standard)." in text
+    assert "- Better than the baseline on some: b (standard; digits)." in text
+    assert "- Worse than the baseline on every set: none." in text
+    assert "Of 4 comparisons, 1 show no difference" in text
+    deviation = np.std(np.array(BETTER) * 100, ddof=1)
+    error = np.std((np.array(BETTER) - BASE) * 100, ddof=1) / 5**0.5
+    assert f"| a | 5 | 96.00 ± {deviation:.2f} | +1.00 ± {error:.2f} |" in text
+    assert "Planned and not run, so nothing can be said of them: standard: never." in text
+    both = "--config=configs/study/digits.py --config=configs/study/clothes.py"
+    assert f"`python -m dgkd_jax.study {both} --seeds=0,1,2,3,4 --results=R.md`" in text
+    assert "    python -m dgkd_jax.study --config=configs/study/digits.py --seeds=0,1,2,3,4\n" in text
+
+
+def test_who_is_ahead_everywhere_without_a_verdict_is_named_as_a_candidate():
+    ahead = [b + d for b, d in zip(BASE, (0.001, 0.002, 0.0004, -0.0002, 0.0012), strict=True)]  # t = 2.4, p = 0.08
+    text = results.markdown(
+        [found("digits", dkd=BASE, a=ahead, b=ahead), found("clothes", dkd=BASE, a=ahead, b=NOISE)],
+        options="",
+        output="R.md",
+    )
+    assert "- Better than the baseline on some: none." in text
+    assert "before any correction, so to be looked at again on fresh seeds: a (standard)." in text
+
+
+def test_failed_runs_are_named_and_in_no_mean():
+    study_ = found(dkd=BASE, a=BETTER[:4])
+    failed = {"regime": "standard", "arm": "a", "seed": 4, "workdir": "w", "status": "failed", "error": "lost"}
+    text = results.markdown([study_._replace(rows=[*study_.rows, failed])], options="", output="R.md")
+    assert "- failed: standard / a, seed 4: lost" in text
+    assert "| a | 4 |" in text
+
+
+# -- the command -------------------------------------------------------------------------------------------------------

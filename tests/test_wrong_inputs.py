@@ -1,0 +1,106 @@
+"""Wrong command lines, as a user gives them: one line that says what, where and what to do, and exit code 2."""
+
+import re
+
+import pytest
+from commands import in_a_folder_of_its_own, run  # noqa: F401
+
+MNIST = "--config=configs/mnist5k.py"
+MOCK = "--config.data.mock=true"
+
+
+def refused(arguments, capsys) -> str:
+    """The one line of a command that ends with exit code 2 and nothing on stdout."""
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config():\n    return None\n", "get_config() returned NoneType; it has to return the configuration"),
+        (
+            "def get_confg():\n    return 1\n",
+            "mine.py: no configuration, it defines no get_config(); see configs/mnist5k",
+        ),
+        ("def get_config(:\n    return 1\n", "mine.py, line 1: invalid syntax: def get_config(:"),
+        (b"\x80\x81\xfe\x00", "mine.py: no Python file, it holds bytes that are no text"),
+        ("", "mine.py: no configuration, it defines no get_config()"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, message, tmp_path, capsys):
+    write = (tmp_path / "mine.py").write_bytes if isinstance(content, bytes) else (tmp_path / "mine.py").write_text
+    write(content)
+    assert message in refused(["--config=mine.py"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs"], "--config=configs is a folder; name one of its files"),
+        (["--config=configs/pairs.py"], "configs/pairs.py: no configuration, it defines no get_config()"),
+        (["--config=configs/mnist5k.py:a,b"], "configs/mnist5k.py takes no argument; leave out :a,b"),
+        (["--config=configs/mnist5.py"], "no such file; did you mean 'configs/mnist5k.py'?"),
+        ([MNIST, "--epochs=3"], "unknown flag --epochs=3: it is a key, so write --config.epochs=3"),
+        ([MNIST, "--config.epochs=1.5"], "config.epochs=1.5 is not allowed: a whole number in [1, inf)"),
+        ([MNIST, "--config.temperature=0"], "config.temperature: no such key; did you mean 'dkd.temperature'?"),
+        (
+            [MNIST, "--config.method=kd", "--config.temperature=0"],
+            "config.temperature: no such key; did you mean 'kd.temperature'?",
+        ),
+        (
+            [MNIST, "--config.kd.temperature=2"],
+            "config.kd.temperature would change nothing: method dgkd reads config.dkd.temperature. "
+            "Or give --config.method=kd",
+        ),
+        ([MNIST, "--config.method=dkd", "--config.dgkd.epsilon=2"], "method dkd does not read it"),
+        (
+            [MNIST, "--config.data.image_size=1"],
+            "config.data.image_size=1 is not allowed: 0 or a whole number of pixels",
+        ),
+        (
+            [MNIST, MOCK, "--config.teacher.weights=https://x.org/a.pth"],
+            "download it first: curl -fLO https://x.org/a.pth",
+        ),
+        (
+            [MNIST, MOCK, "--config.teacher.weights=configs"],
+            "config.teacher.weights=configs is a folder; name a file in it",
+        ),
+        ([MNIST, MOCK, "--workdir=configs/mnist5k.py/run"], "--workdir=configs/mnist5k.py/run: cannot be made"),
+        ([MNIST, MOCK, "--workdir=/proc/run"], "--workdir=/proc/run: cannot be made"),
+        ([MNIST, MOCK, "--workdir=/sys/run"], "--workdir=/sys/run: cannot be made"),
+        ([MNIST, MOCK, "--workdir=s3://bucket/run"], "--workdir=s3://bucket/run: cannot be"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_to_do(arguments, message, tmp_path, capsys):
+    assert message in refused(arguments, capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs"]  # nothing slow began, nothing is left
+
+
+def test_a_name_that_is_near_nothing_is_given_no_suggestion(capsys):
+    error = refused(["--config=configs/nosuch.py"], capsys)
+    assert "did you mean" not in error
+    assert "--help lists those there" in error
+
+
+@pytest.mark.parametrize("spelling", [["--config", "configs/mnist5k.py"], ["-config", "configs/mnist5k.py"]])
+def test_a_space_in_place_of_the_equals_sign_is_understood(spelling, capsys):
+    assert "config.method='x'" in refused([*spelling, "--config.method=x"], capsys)
+
+
+def test_a_whole_number_may_be_written_with_an_exponent(capsys):
+    """Taken as 10, so that only the next mistake is told."""
+    assert "config.method='x'" in refused([MNIST, "--config.epochs=1e1", "--config.method=x"], capsys)
+
+
+def test_help_shows_defaults_meanings_and_ranges_and_those_of_one_section(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help", "dgkd")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"--config\.dgkd\.epsilon=0\.1\n +weight ε of G.*\(a number in", shown)
+    assert "--config.kd." not in shown

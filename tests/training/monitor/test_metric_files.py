@@ -1,0 +1,15 @@
+"""Metrics on disk."""
+
+import json
+
+from dgkd_jax.training.monitor.metric_files import MetricWriter
+
+
+def test_lists_go_to_json_with_null_for_nan_and_not_to_tensorboard(tmp_path, monkeypatch):
+    with MetricWriter(tmp_path, step=0) as out:
+        scalars = []
+        monkeypatch.setattr(out._tensorboard, "write_scalars", lambda step, values: scalars.append((step, values)))
+        out.write(3, "eval", {"ece": 0.25, "class_accuracy": [0.5, float("nan")]})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 3, "kind": "eval", "ece": 0.25, "class_accuracy": [0.5, None]}
+    assert scalars == [(3, {"eval/ece": 0.25})]
