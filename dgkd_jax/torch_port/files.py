@@ -3,14 +3,16 @@
 import io
 import json
 import math
+import os
 import pickle
+import pickletools
 import re
 import urllib.request
+import warnings
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -44,6 +46,12 @@ _SAFETENSORS_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_SAFETENSORS_FIELDS = {"dtype", "shape", "data_offsets"}
+_MOST_HEADER = 100_000_000  # bytes of JSON; the safetensors library has the same limit
+_MOST_AXES = 64  # numpy's limit
+_MOST_BYTES = 16 << 30  # of all arrays of a file together
+# Weights hardly compress, so arrays far larger than their file are a mistake or an attack. Small files may hold zeros.
+_MOST_UNFOLDED, _ALWAYS_ALLOWED = 100, 64 << 20
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
@@ -60,8 +68,8 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
         whole distiller, "student.…" and "teacher.…", the student's entries are returned.
 
     Raises:
-        BadInput: no such file, unknown kind, damaged, holds objects other than tensors, torch or huggingface_hub is
-            missing, or the download failed.
+        BadInput: no such file, unknown kind, damaged, arrays far larger than the file, holds objects other than
+            tensors, torch or huggingface_hub is missing, or the download failed.
     """
     path = _from_hub(str(path)) if str(path).startswith(HUB) else Path(path)
     readers = {
@@ -71,6 +79,10 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
         raise BadInput(f"weights {path}: unknown kind of file; known are {', '.join(filter(None, readers))}")
     if not path.is_file():
         raise BadInput(f"weights {path}: no such file (looked for {path.absolute()})")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise BadInput(f"weights {path}: cannot be read: {error.strerror or error}") from error
     return _unprefixed(readers[path.suffix](path))
 
 
@@ -144,7 +156,7 @@ def _reason(error: Exception, *, limit: int) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> BadInput:
-    reason = _reason(error, limit=100)
+    reason = " ".join(str(error).split()) if isinstance(error, _Damaged) else _reason(error, limit=100)
     return BadInput(f"weights {path}: not a whole {path.suffix or '.pth'} file ({reason}); fetch or write it again")
 
 
@@ -156,35 +168,163 @@ def _needs_unpickling(path: Path) -> BadInput:
     )
 
 
+class _Damaged(ValueError):
+    """What is wrong with a file, for `_damaged`: a reason that needs no type beside it."""
+
+
+def _check_size(path: Path, total: int) -> None:
+    """Refuse arrays of `total` bytes together, before memory is taken for them, where the file cannot mean that."""
+    size = path.stat().st_size
+    if total > _MOST_BYTES:
+        raise BadInput(f"weights {path}: its arrays have {total:,} bytes together; at most {_MOST_BYTES:,} are read")
+    if total > max(_ALWAYS_ALLOWED, _MOST_UNFOLDED * size):
+        raise BadInput(
+            f"weights {path}: a file of {size:,} bytes whose arrays have {total:,} bytes; no weights compress like "
+            "that, so it is refused. Fetch or write it again"
+        )
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Not by numpy.load: it does not look at a checksum where an array ends before its entry of the archive."""
     try:
-        zipfile.ZipFile(path).close()  # np.load would treat any other kind of file as a pickle
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise (_needs_unpickling(path) if "allow_pickle" in str(error) else _damaged(path, error)) from error
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_size(path, sum(entry.file_size for entry in entries))
+            _check_unique(entry.filename for entry in entries)
+            arrays = {entry.filename.removesuffix(".npy"): _npz_array(archive, entry) for entry in entries}
+    except BadInput:
+        raise
+    except pickle.UnpicklingError as error:
+        raise _needs_unpickling(path) from error
+    except Exception as error:  # a damaged archive makes zipfile and numpy raise anything
+        raise _damaged(path, error) from error
+    return arrays
+
+
+def _npz_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    name = entry.filename
+    if not name.endswith(".npy"):
+        raise _Damaged(f"{_short(name)} in it is no .npy")
+    if entry.flag_bits & 1:
+        raise _Damaged(f"entry {_short(name)} is encrypted")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # only of these the size is bounded
+        raise _Damaged(f"entry {_short(name)} is compressed in another way than numpy's")
+    with archive.open(entry) as file:
+        content = io.BytesIO(file.read(entry.file_size))  # to the end: then its checksum has been compared
+    shape, fortran_order, dtype = _npy_header(content)
+    if dtype.hasobject:
+        raise pickle.UnpicklingError(name)
+    begin, given = content.tell(), len(content.getbuffer()) - content.tell()
+    if math.prod(shape) * dtype.itemsize != given:
+        raise _Damaged(f"entry {_short(name)}: {given} bytes for shape {shape} of {dtype}")
+    flat = np.frombuffer(bytearray(content.getbuffer()[begin:]), dtype) if given else np.empty(0, dtype)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _npy_header(content: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(content)
+    if version not in readers:
+        raise _Damaged(f".npy of version {version}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Python 2 wrote it
+        shape, fortran_order, dtype = readers[version](content)
+    if len(shape) > _MOST_AXES or not all(_is_size(length) for length in shape):
+        raise _Damaged(f"shape {_short(shape)}")
+    return shape, fortran_order, dtype
+
+
+def _check_unique(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise _Damaged(f"two entries have the name {_short(name)}")
+        seen.add(name)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Format: a length (8 bytes, little-endian), that much JSON {entry: dtype, shape, data_offsets}, then the data.
 
-    Source: https://github.com/huggingface/safetensors, section Format.
+    Source: https://github.com/huggingface/safetensors, section Format. The entries' data cover the rest of the file,
+    without holes or overlaps.
     """
     try:
-        content = memoryview(path.read_bytes())
-        start = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(bytes(content[8:start]))
-        header.pop("__metadata__", None)
-        return {entry: _safetensors_array(content[start:], **fields) for entry, fields in header.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if size < 8 or start > size:
+                raise _Damaged(f"it has {size} bytes, its header would end at byte {max(start, 8)}")
+            if start - 8 > _MOST_HEADER:
+                raise _Damaged(f"its header would have {start - 8} bytes, at most {_MOST_HEADER} are allowed")
+            header = _safetensors_header(file.read(start - 8))
+            _check_layout(header, size=size - start)
+            return {entry: _safetensors_array(file, start, **fields) for entry, fields in header.items()}
+    except Exception as error:  # JSON's own, and what numpy says of shapes
         raise _damaged(path, error) from error
 
 
-def _safetensors_array(data: memoryview, *, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
-    if dtype not in _SAFETENSORS_DTYPES:
-        raise ValueError(f"dtype {dtype}; readable are {', '.join(_SAFETENSORS_DTYPES)}")
+def _safetensors_header(text: bytes) -> dict[str, dict[str, Any]]:
+    """The entries' fields by entry, each checked by itself."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_unique(name for name, _ in pairs)
+        return dict(pairs)
+
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=unique)
+    except RecursionError as error:
+        raise _Damaged("its header is nested too deeply") from error
+    if not isinstance(header, dict):
+        raise _Damaged("its header is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _Damaged("its __metadata__ is not names with texts")
+    for entry, fields in header.items():
+        name = _short(entry)
+        if not isinstance(fields, dict) or fields.keys() != _SAFETENSORS_FIELDS:
+            raise _Damaged(f"entry {name} does not have exactly dtype, shape and data_offsets")
+        dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _SAFETENSORS_DTYPES:
+            raise _Damaged(f"dtype {_short(dtype)}; readable are {', '.join(_SAFETENSORS_DTYPES)}")
+        if not (isinstance(shape, list) and len(shape) <= _MOST_AXES and all(map(_is_size, shape))):
+            raise _Damaged(f"entry {name} has the shape {_short(shape)}")
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
+            raise _Damaged(f"entry {name} has the data_offsets {_short(offsets)}")
+        needed = math.prod(shape) * np.dtype(_SAFETENSORS_DTYPES[dtype]).itemsize
+        if offsets[1] - offsets[0] != needed:
+            raise _Damaged(f"entry {name}: {offsets[1] - offsets[0]} bytes by its data_offsets, {needed} by its shape")
+    return header
+
+
+def _check_layout(header: Mapping[str, Mapping[str, Any]], *, size: int) -> None:
+    """The entries' data must follow each other and end where the file ends, `size` bytes after the header."""
+    end = 0
+    for (begin, this_end), entry in sorted((tuple(fields["data_offsets"]), entry) for entry, fields in header.items()):
+        if begin != end:
+            how = "a hole before" if begin > end else "an overlap with"
+            raise _Damaged(f"its data have {how} entry {_short(entry)}")
+        end = this_end
+    if end != size:
+        raise _Damaged(f"its header describes {end} bytes of data, the file has {size}")
+
+
+def _safetensors_array(
+    file: BinaryIO, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]
+) -> np.ndarray:
     begin, end = data_offsets
-    return np.frombuffer(data[begin:end], _SAFETENSORS_DTYPES[dtype]).reshape(shape).copy()
+    content = bytearray(end - begin)
+    file.seek(start + begin)
+    file.readinto(content)
+    return np.frombuffer(content, _SAFETENSORS_DTYPES[dtype]).reshape(shape)
 
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
@@ -195,23 +335,64 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
             f"weights {path}: reading {path.suffix or '.pth'} needs torch: python -m pip install 'torch'. "
             "Or save them as .safetensors, which needs nothing: safetensors.torch.save_file(state_dict, …)"
         ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise (_needs_unpickling(path) if "Unsupported" in str(error) else _damaged(path, error)) from error
-    except Exception as error:  # a damaged file makes torch raise anything
-        raise _damaged(path, error) from error
+    content = _unpickled(path, torch)
+    seen = set()
     while isinstance(content, dict) and (
         wrapped := [content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)]
     ):
+        if id(content) in seen:
+            raise _damaged(path, _Damaged("its dictionary holds itself"))
+        seen.add(id(content))
         content = wrapped[0]
     if not isinstance(content, dict) or not all(isinstance(leaf, torch.Tensor) for leaf in content.values()):
-        held = ", ".join(str(key) for key in list(content)[:4]) if isinstance(content, dict) else type(content).__name__
+        keys = [_short(key) if isinstance(key, str | int) else type(key).__name__ for key in list(content)[:4]]
+        held = ", ".join(keys) if isinstance(content, dict) else type(content).__name__
         raise BadInput(f"weights {path}: no state_dict found at the top, under model or state_dict; it holds {held}")
+    for entry in content:
+        if not isinstance(entry, str):
+            raise BadInput(
+                f"weights {path}: the entries of a state_dict have names; one of these has {type(entry).__name__} "
+                f"{_short(entry) if isinstance(entry, int) else ''}".rstrip() + ". Save model.state_dict() itself"
+            )
     try:
-        return {entry: _numpy(tensor.detach(), torch) for entry, tensor in content.items()}
+        arrays = {entry: _numpy(tensor.detach(), torch) for entry, tensor in content.items()}
     except (TypeError, RuntimeError) as error:  # sparse, quantised or 8-bit floating-point tensors
         raise BadInput(f"weights {path}: {error}") from error
+    # A tensor with the stride 0 takes no memory here, but would with the first calculation.
+    _check_size(path, sum(math.prod(array.shape) * array.itemsize for array in arrays.values()))
+    return arrays
+
+
+def _unpickled(path: Path, torch: Any) -> Any:
+    """What a file of torch.save holds, without running code in it."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_size(path, sum(entry.file_size for entry in archive.infolist()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that another version of pickle wrote it
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file makes torch raise anything
+        if isinstance(error, pickle.UnpicklingError):
+            if re.search(r"unsupported (global|class)|allowlist", str(error), re.IGNORECASE) or _names_code(path):
+                raise _needs_unpickling(path) from error
+            if own := re.search(r"WeightsUnpickler error: (.+)", str(error)):  # after advice that does not help here
+                error = _Damaged(own[1])
+        raise _damaged(path, error) from error
+
+
+def _names_code(path: Path) -> bool:
+    """Whether the file is a whole pickle, of any version, that names functions or classes. Nothing of it is run."""
+    found = False
+    try:
+        with path.open("rb") as file:
+            for operation, _, _ in pickletools.genops(file):
+                found = found or operation.name in ("GLOBAL", "STACK_GLOBAL", "INST")
+    except Exception:  # no pickle
+        return False
+    return found
 
 
 def _numpy(tensor: Any, torch: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The training loop: trains one network on one data set, with or without a teacher, from its newest checkpoint."""
 
+import dataclasses
 import itertools
 import math
 import time
@@ -54,6 +55,7 @@ def fit(
     leave_examples: bool = False,
     beside: Network | None = None,
     wait: bool = False,
+    which: str = "",
     stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train `config.student` by `config.method` and leave checkpoints, config and metrics in `workdir`.
@@ -71,6 +73,7 @@ def fit(
         beside: the network that the examples are compared with; None: the teacher.
         wait: if another run is using `workdir`, wait until it ends instead of raising BadInput: for a teacher that two
             students need at once.
+        which: which of several runs this is, such as "3 of 5", for the progress line; "": the only one.
         stop: called after every call of the step function and every evaluation batch, at the same places on all
             processes; once it returns true, the run saves and ends.
 
@@ -85,7 +88,19 @@ def fit(
     with spent.measure("init"):
         _check_batch(config, mesh)
         program, initial = build(config, source, mesh, teacher)
-    run = _Run(config, workdir, program, source, mesh, beside or live(teacher), leave_examples, stop, spent)
+    run = _Run(
+        config=config,
+        workdir=workdir,
+        program=program,
+        source=source,
+        mesh=mesh,
+        evaluator=Evaluator(mesh, batch_size=config.eval_batch_size),
+        beside=beside or live(teacher),
+        leave_examples=leave_examples,
+        which=which,
+        stop=stop,
+        spent=spent,
+    )
     workdir.mkdir(parents=True, exist_ok=True)
     folder, keep = workdir / "checkpoints", config.keep_checkpoints
     if workdir_lib.check(workdir, config) and latest_step(workdir) == program.total_steps:
@@ -116,27 +131,29 @@ def latest_step(workdir: epath.Path) -> int | None:
         return checkpoints.latest_step
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     """The parts of a run that do not change from step to step; the state and its record are passed as arguments."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: epath.Path,
-        program: Program,
-        source: Source,
-        mesh: Mesh,
-        beside: Network | None,
-        leave_examples: bool,
-        stop: Callable[[], bool],
-        spent: Timing,
-    ):
-        self._config, self._workdir, self._program = config, workdir, program
-        self._source, self._mesh, self._stop, self._spent = source, mesh, stop, spent
-        self._beside, self._leave_examples = beside, leave_examples
-        self._taught_by: TaughtBy | None = taught_by(program.teacher)
-        self._evaluator = Evaluator(mesh, batch_size=config.eval_batch_size)
-        self._evaluate_every = max(round(config.eval_every * program.steps_per_epoch), 1)
+    config: ConfigDict
+    workdir: epath.Path
+    program: Program
+    source: Source
+    mesh: Mesh
+    evaluator: Evaluator
+    beside: Network | None
+    leave_examples: bool
+    which: str
+    stop: Callable[[], bool]
+    spent: Timing
+
+    @property
+    def _taught_by(self) -> TaughtBy | None:
+        return taught_by(self.program.teacher)
+
+    @property
+    def _evaluate_every(self) -> int:
+        return max(round(self.config.eval_every * self.program.steps_per_epoch), 1)
 
     def restore(self, checkpoints: Checkpoints, initial: TrainState) -> tuple[TrainState, Record | None]:
         """The state and record of the newest checkpoint, or the initial state and None.
@@ -152,40 +169,46 @@ class _Run:
 
     def _accept(self, record: dict[str, Any]) -> None:
         """Refuse a checkpoint that belongs to another run."""
-        config_rules.check_same_run(record["identity"], self._config, workdir=self._workdir)
+        config_rules.check_same_run(record["identity"], self.config, workdir=self.workdir)
         current = self._taught_by and str(self._taught_by)
         if record["teacher"] != current:
             raise BadInput(
-                f"{self._workdir} was trained with another teacher (weights {record['teacher']}, now {current}). "
+                f"{self.workdir} was trained with another teacher (weights {record['teacher']}, now {current}). "
                 "Give another --workdir, or remove this one."
             )
 
     def finished(self, current: TrainState, record: Record | None) -> bool:
-        return int(current.step) == self._program.total_steps and not record.evaluation_due
+        return int(current.step) == self.program.total_steps and not record.evaluation_due
 
     def trained(self, current: TrainState, record: Record) -> Trained:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(current.params))
-        return Trained(self._program.student.with_variables(current.evaluated), record.history, parameters)
+        return Trained(self.program.student.with_variables(current.evaluated), record.history, parameters)
 
     def train(self, current: TrainState, record: Record | None, checkpoints: Checkpoints) -> tuple[TrainState, Record]:
         """Do the remaining steps; after each call log, evaluate and save if due, in this order."""
-        start, total = int(current.step), self._program.total_steps
+        start, total = int(current.step), self.program.total_steps
         evaluation_due = record is not None and record.evaluation_due
         history = record.history if record else History()
-        self._spent.go_on_from(record.seconds_by_part if record else {})
+        self.spent.go_on_from(record.seconds_by_part if record else {})
         seconds_before = history.seconds
-        with self._spent.measure("data"):
-            fed = feed(self._config, self._program, source=self._source, mesh=self._mesh, start=start)
+        with self.spent.measure("data"):
+            fed = feed(self.config, self.program, source=self.source, mesh=self.mesh, start=start)
         recorder = Recorder(
-            self._config, self._program, self._workdir, start=start, evaluation_due=evaluation_due, spent=self._spent
+            self.config,
+            self.program,
+            self.workdir,
+            start=start,
+            evaluation_due=evaluation_due,
+            spent=self.spent,
+            which=self.which,
         )
         with fed, recorder:
             recorder.note(fed.note)
-            step_function, done = _Compiled(fed, self._program.teacher, recorder), start
+            step_function, done = _Compiled(fed, self.program.teacher, recorder), start
             for step in self._ends_of_calls(start, first=evaluation_due, most=fed.steps_per_call):
                 if step > start:
                     current, done = step_function(current, done, step), step
-                stopping = self._stop()
+                stopping = self.stop()
                 if step > start:
                     current = self._log(current, step, recorder, stopping=stopping)
                 evaluation, due = None, self._evaluates(step)
@@ -194,9 +217,9 @@ class _Run:
                     stopping = evaluation is None
                 if evaluation is not None:
                     history = self._after(history, step, evaluation)
-                    recorder.evaluated(step, evaluation.metrics, split=self._source.eval_split)
+                    recorder.evaluated(step, evaluation.metrics, split=self.source.eval_split)
                 due = due and evaluation is None  # without the evaluation the epoch's row must wait too
-                if step % self._program.steps_per_epoch == 0 and not due:
+                if step % self.program.steps_per_epoch == 0 and not due:
                     current = self._end_epoch(current, step, recorder, evaluation)
                 if self._saves(step, evaluation) or (stopping and step > 0):
                     history = history._replace(seconds=seconds_before + time.monotonic() - recorder.began)
@@ -205,20 +228,20 @@ class _Run:
                     recorder.ended()
                 if stopping:
                     raise Preempted(
-                        f"stopped after step {step} of {total}, saved in {self._workdir}; "
+                        f"stopped after step {step} of {total}, saved in {self.workdir}; "
                         "the same command goes on from there"
                     )
         return current, record
 
     def _ends_of_calls(self, start: int, *, first: bool, most: int) -> Iterator[int]:
         """The steps after which something is due, `start` itself included if its evaluation is still due."""
-        total = self._program.total_steps
-        every = [self._config.log_every, self._evaluate_every, self._program.steps_per_epoch]
-        calls = ends_of_calls(start, total, every=[*every, self._config.checkpoint_every or total], most=most)
+        total = self.program.total_steps
+        every = [self.config.log_every, self._evaluate_every, self.program.steps_per_epoch]
+        calls = ends_of_calls(start, total, every=[*every, self.config.checkpoint_every or total], most=most)
         return itertools.chain([start], calls) if first else calls
 
     def _log(self, current: TrainState, step: int, recorder: Recorder, *, stopping: bool) -> TrainState:
-        due = step % self._config.log_every == 0 or step == self._program.total_steps
+        due = step % self.config.log_every == 0 or step == self.program.total_steps
         if not (due or stopping):
             return current
         values = metrics.compute(current.totals)
@@ -230,44 +253,44 @@ class _Run:
         return current
 
     def _check_finite(self, current: TrainState) -> None:
-        nonfinite.check(self._config, self._program, current, self._source, self._mesh)
+        nonfinite.check(self.config, self.program, current, self.source, self.mesh)
 
     def _evaluates(self, step: int) -> bool:
-        return step % self._evaluate_every == 0 or step == self._program.total_steps
+        return step % self._evaluate_every == 0 or step == self.program.total_steps
 
     def _evaluate(self, current: TrainState, step: int, recorder: Recorder) -> Evaluation | None:
         """Evaluate; None if stopped. After the last step this also writes the examples, if they are wanted."""
-        last = self._leave_examples and step == self._program.total_steps
-        with self._spent.measure("evaluation"):
-            evaluation = self._evaluator(
-                self._program.student.with_variables(current.evaluated),
-                clean(self._source),
-                teacher=self._beside if last else live(self._program.teacher),
-                diagnose=self._config.diagnose,
+        last = self.leave_examples and step == self.program.total_steps
+        with self.spent.measure("evaluation"):
+            evaluation = self.evaluator(
+                self.program.student.with_variables(current.evaluated),
+                clean(self.source),
+                teacher=self.beside if last else live(self.program.teacher),
+                diagnose=self.config.diagnose,
                 by_example=last,
-                stop=lambda: recorder.alive() or self._stop(),
+                stop=lambda: recorder.alive() or self.stop(),
             )
         if evaluation is None:
             return None
         if last:
             self._write_examples(evaluation)
-        if self._program.teacher is None:
+        if self.program.teacher is None:
             found = {name: value for name, value in evaluation.metrics.items() if name not in TEACHER_METRICS}
             evaluation = evaluation._replace(metrics=found)
         return evaluation
 
     def evaluate_examples(self, current: TrainState) -> None:
         """Write the examples' evaluation of a finished run, if it is wanted and missing."""
-        step, taught = self._program.total_steps, self._beside is not None
-        folder = self._workdir / "evaluations"
-        if not self._leave_examples or per_example.is_there(folder, step=step, taught=taught):
+        step, taught = self.program.total_steps, self.beside is not None
+        folder = self.workdir / "evaluations"
+        if not self.leave_examples or per_example.is_there(folder, step=step, taught=taught):
             return
-        student = self._program.student.with_variables(current.evaluated)
-        self._write_examples(self._evaluator(student, clean(self._source), teacher=self._beside, by_example=True))
+        student = self.program.student.with_variables(current.evaluated)
+        self._write_examples(self.evaluator(student, clean(self.source), teacher=self.beside, by_example=True))
 
     def _write_examples(self, evaluation: Evaluation) -> None:
-        summary = per_example.summary(evaluation.rows, data="clean", step=self._program.total_steps)
-        per_example.write(self._workdir / "evaluations", summary, evaluation.rows)
+        summary = per_example.summary(evaluation.rows, data="clean", step=self.program.total_steps)
+        per_example.write(self.workdir / "evaluations", summary, evaluation.rows)
 
     def _after(self, history: History, step: int, evaluation: Evaluation) -> History:
         return history.after(step=step, accuracy=evaluation.metrics["accuracy"], score=self._score(evaluation))
@@ -275,20 +298,20 @@ class _Run:
     def _score(self, evaluation: Evaluation) -> float:
         """The score that the best checkpoint has the highest of."""
         found = evaluation.metrics
-        return found["accuracy"] if self._config.best_metric == "accuracy" else -found["ce"]
+        return found["accuracy"] if self.config.best_metric == "accuracy" else -found["ce"]
 
     def _end_epoch(
         self, current: TrainState, step: int, recorder: Recorder, evaluation: Evaluation | None
     ) -> TrainState:
         recorder.epoch_ended(
-            step // self._program.steps_per_epoch,
+            step // self.program.steps_per_epoch,
             metrics.compute(current.epoch_totals),
             test_accuracy=evaluation and evaluation.metrics["accuracy"],
         )
         return current.replace(epoch_totals=metrics.zeros_like(current.epoch_totals))
 
     def _saves(self, step: int, evaluation: Evaluation | None) -> bool:
-        every = self._config.checkpoint_every
+        every = self.config.checkpoint_every
         return evaluation is not None or bool(every and step % every == 0)
 
     def _save(
@@ -303,15 +326,15 @@ class _Run:
     ) -> Record:
         self._check_finite(current)
         record = Record(
-            identity=config_rules.identity(self._config),
-            config=self._config.to_dict(),
+            identity=config_rules.identity(self.config),
+            config=self.config.to_dict(),
             teacher=self._taught_by,
             history=history,
-            seconds_by_part=self._spent.seconds(),
+            seconds_by_part=self.spent.seconds(),
             accuracy=evaluation and evaluation.metrics["accuracy"],
             evaluation_due=evaluation_due,
         )
-        with self._spent.measure("save"):
+        with self.spent.measure("save"):
             checkpoints.save(current, record=record.to_json(), score=evaluation and self._score(evaluation))
         recorder.alive()
         return record

@@ -56,9 +56,10 @@ def run(
             mesh=mesh,
             taught=taught,
             cache=cache,
+            which=f"{number} of {len(names)}" if len(names) > 1 else "",
             stop=stop,
         )
-        for name, target in targets.items()
+        for number, (name, target) in enumerate(targets.items(), start=1)
     ]
 
 
@@ -137,6 +138,7 @@ def _distil(
     mesh: Mesh,
     taught: Taught | None,
     cache: cached_logits.Cache | None,
+    which: str,
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Train and evaluate one student by one method, and write `workdir/result.json`."""
@@ -154,6 +156,7 @@ def _distil(
         teacher=teacher,
         leave_examples=True,
         beside=taught and taught.network,
+        which=which,
         stop=stop,
     )
     found = result.describe(config, workdir, trained, source=source, taught=taught)

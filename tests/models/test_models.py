@@ -1,6 +1,7 @@
 """The networks against PyTorch's numbers (golden/), the layers against numpy written separately."""
 
 import zlib
+from functools import partial
 
 import golden_networks
 import jax
@@ -11,6 +12,9 @@ from flax import linen as nn
 
 from dgkd_jax import models
 from dgkd_jax.models import layers
+
+# Each program runs once, so that optimising it costs far more than it saves.
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _paths(tree):
@@ -193,7 +197,7 @@ def test_training_moves_statistics_and_reaches_every_parameter(name):
         logits, updates = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
         return jnp.mean(jnp.square(logits - jnp.arange(10))), updates["batch_stats"]
 
-    gradients, statistics = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    gradients, statistics = compiled(jax.grad(loss, has_aux=True))(variables["params"])
     for path, gradient in _paths(gradients).items():
         assert np.isfinite(gradient).all(), path
         assert np.any(gradient != 0), path
@@ -216,7 +220,9 @@ def test_bfloat16_compute_leaves_float32_logits_and_statistics():
     outputs = {}
     for dtype in ("float32", "bfloat16"):
         model = models.create("resnet8", num_classes=10, dtype=dtype)
-        apply = jax.jit(lambda v, x, model=model: model.apply(v, x, train=True, features=True, mutable=["batch_stats"]))
+        apply = compiled(
+            lambda v, x, model=model: model.apply(v, x, train=True, features=True, mutable=["batch_stats"])
+        )
         outputs[dtype] = apply(variables, images)
     (logits, features), updates = outputs["bfloat16"]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves([logits, features, updates]))

@@ -12,6 +12,10 @@ from dgkd_jax.runs.record import duration
 LOG_SECONDS = 30.0
 
 
+# The bar takes what is left of the terminal's width; where nothing is left, the end is cut off, not wrapped.
+_LIVE = "{desc}: {percentage:.0f} %, step {n_fmt}/{total_fmt}, {remaining} left{postfix} {bar}"
+
+
 class ProgressLine:
     """Progress of one run over its steps, on stderr; the first process only.
 
@@ -33,7 +37,7 @@ class ProgressLine:
             desc=title,
             initial=start,
             total=total,
-            unit=" steps",
+            bar_format=_LIVE,
             disable=not self._live,
             dynamic_ncols=True,
             leave=False,
@@ -67,7 +71,9 @@ class ProgressLine:
         now = time.monotonic()
         rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
         self._last_step, self._last_time = step, now
-        left = f", {duration((self._total - step) / rate)} left" if rate and step < self._total else ""
+        # The live line shows the time left already, from a rate of its own.
+        told = self._live or not rate or step >= self._total
+        left = "" if told else f", {duration((self._total - step) / rate)} left"
         epochs = f"epoch {step / self._steps_per_epoch:.4g}/{self._total / self._steps_per_epoch:.4g}"
         self.note(f"{epochs}, {text}, {rate * self._batch_size:,.0f} images/s{left}")
 

@@ -37,6 +37,7 @@ class Recorder(contextlib.ExitStack):
         start: int,
         evaluation_due: bool,
         spent: timing.Timing,
+        which: str = "",
     ):
         super().__init__()
         self.spent = spent
@@ -49,7 +50,7 @@ class Recorder(contextlib.ExitStack):
             self._metrics = self.enter_context(MetricWriter(workdir, step=start, evaluation_due=evaluation_due))
         self._progress = self.enter_context(
             ProgressLine(
-                f"{config.student.model} by {config.method}",
+                f"{config.student.model} by {config.method}{which and f' ({which})'}",
                 start=start,
                 total=program.total_steps,
                 steps_per_epoch=program.steps_per_epoch,

@@ -45,16 +45,31 @@ def test_between_evaluations_a_log_gets_a_line_at_most_every_half_minute(clock, 
     assert [line.split("step ")[1][0] for line in lines] == ["4"]
 
 
-def test_a_terminal_gets_a_live_line_with_the_rate(monkeypatch, capsys):
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_terminal_gets_one_live_line_that_fits(monkeypatch, capsys, columns):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     with start() as shown:
+        shown._bar.dynamic_ncols = lambda _: (columns, 20)  # what the terminal would say
         for _ in range(100):
             shown.advance(1)
         shown.metrics(100, "loss 0.1000")
-    live = capsys.readouterr().err
-    assert "\r" in live
-    assert "100/100" in live
-    assert "steps/s, loss 0.1000" in live
+        shown._bar.refresh()
+        live = capsys.readouterr().err
+    frames = [frame for frame in live.split("\r") if "100/100" in frame]
+    assert frames[-1].startswith("net by kd: 100 %, step 100/100")
+    assert all(len(frame) <= columns for frame in frames)
+    assert "left, loss 0.1000" in frames[-1]
+
+
+def test_on_a_terminal_the_time_left_stands_in_the_live_line_alone(clock, monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    with start() as shown:
+        shown.advance(1)
+        clock[0] += 4.5
+        shown.line(10, "loss 1.0000")
+    told = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "epoch 1/10" in line]
+    assert len(told) == 1
+    assert "left" not in told[0]
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
