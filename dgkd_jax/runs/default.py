@@ -1,0 +1,242 @@
+"""All keys of a config except the methods' own: default, meaning, allowed values, and what each key decides.
+
+The methods' keys are in their files in `methods/`; `get_config` has all keys. A misspelt key, a wrong type or a value
+out of range is an error. Override any key on the command line: `--config.optimizer.learning_rate=0.1`.
+"""
+
+from ml_collections import ConfigDict
+
+from dgkd_jax import models
+from dgkd_jax.data import catalogue
+from dgkd_jax.data.open import AUGMENTATIONS, INTERPOLATIONS
+from dgkd_jax.methods import METHODS, section_keys
+from dgkd_jax.methods.key import (
+    COUNT,
+    COUNT_OR_NONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SWITCH,
+    TEXT,
+    Key,
+    Rule,
+    number,
+    numbers,
+    one_of,
+    whole_number,
+)
+
+_NAME = Rule(lambda value: isinstance(value, str) and value and "/" not in value, "a name without '/'")
+_MODEL = one_of(*models.NAMES)
+_DTYPE = one_of("auto", "float32", "bfloat16", "float64")
+_SIDE = Rule(
+    lambda value: isinstance(value, int) and (value == 0 or value >= 8), "0 or a whole number of pixels from 8 up"
+)
+_CHANNELS = numbers("() or one number per channel", lambda value: len(value) in (0, 1, 3))
+_DEVIATIONS = numbers(
+    "() or one number greater than 0 per channel", lambda v: len(v) in (0, 1, 3) and all(s > 0 for s in v)
+)
+
+_RUN_KEYS = {
+    "name": Key(
+        "unnamed",
+        "the run's work directory is runs/NAME/METHOD-seedSEED unless --workdir is given",
+        _NAME,
+        decides="nothing",
+    ),
+    "method": Key(
+        "dgkd", f"{' | '.join(METHODS)}, or all: each in turn, then one table", one_of(*METHODS, "all")
+    ),
+    "seed": Key(0, "student's initial weights, order of the data and augmentation", whole_number(0, 2**31 - 1)),
+    # the student, the teacher and the data
+    "student.model": Key("", "a name of dgkd_jax.models.NAMES", _MODEL),
+    "student.dtype": Key("auto", "compute dtype: float32 | bfloat16 | float64; auto = bfloat16 on TPU and GPU", _DTYPE),
+    "teacher.model": Key("", "a name of dgkd_jax.models.NAMES", _MODEL),
+    "teacher.dtype": Key("auto", "as student.dtype", _DTYPE),
+    "teacher.weights": Key(
+        "",
+        ".pth, .safetensors, .npz or hf:ORG/NAME; '' = train the teacher in teacher.workdir",
+        TEXT,
+        decides="teacher",
+    ),
+    "teacher.workdir": Key(
+        "", "'' = runs/NAME/teacher; a trained teacher found here is reused", TEXT, decides="nothing"
+    ),
+    "teacher.cache": Key(
+        "",
+        "folder of its logits, from python -m dgkd_jax.cache_teacher; '' = the teacher is run",
+        TEXT,
+        decides="nothing",
+    ),
+    "teacher.mean": Key(
+        (), "mean of the pixels that the teacher's weights were trained on; () = data.mean", _CHANNELS
+    ),
+    "teacher.std": Key((), "standard deviation of those pixels; () = data.std; example: configs/photographs.py", _DEVIATIONS),
+    "teacher.epochs": Key(
+        240, "length of the teacher's own training (cross-entropy, this file's optimizer)", COUNT, decides="teacher"
+    ),
+    "teacher.learning_rate": Key(0.05, "peak rate of the teacher's own training", POSITIVE, decides="teacher"),
+    "teacher.seed": Key(
+        0,
+        "seed of the teacher's own training, so that students of several seeds can share it",
+        whole_number(0, 2**31 - 1),
+        decides="teacher",
+    ),
+    "data.name": Key("", "a name of dgkd_jax/data/catalogue.py", one_of(*catalogue.NAMES)),
+    "data.dir": Key(
+        "", "TFDS data directory; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets", TEXT, decides="nothing"
+    ),
+    "data.manual_dir": Key(
+        "", "files that cannot be downloaded: ImageNet's tars, an image folder, IDX files", TEXT, decides="nothing"
+    ),
+    "data.download": Key(True, "may TFDS download a set that is missing", SWITCH, decides="nothing"),
+    "data.image_size": Key(0, "side of the images that the models see, pixels; 0 = the data set's own", _SIDE),
+    "data.augment": Key(
+        "none",
+        "none | pad_crop | pad_crop_flip | random_resized_crop | random_resized_crop_fast",
+        one_of(*AUGMENTATIONS),
+    ),
+    "data.eval_resize": Key(
+        0, "shorter side before the centre crop at evaluation, pixels; 0 = no resizing", COUNT_OR_NONE
+    ),
+    "data.eval_interpolation": Key(
+        "bilinear", "of eval_resize, antialiased as PIL's: bilinear | bicubic", one_of(*INTERPOLATIONS)
+    ),
+    "data.mean": Key((), "mean per channel, in units of pixel/255; () = the data set's own", _CHANNELS),
+    "data.std": Key((), "standard deviation per channel, in the same units; () = its own", _DEVIATIONS),
+    "data.shuffle_buffer": Key(0, "records in each reader's shuffle buffer; 0 = all of its piece", COUNT_OR_NONE),
+    "data.readers": Key(1, "pieces that a split is read in; with P processes each reads readers/P of them", COUNT),
+    "data.train_examples": Key(
+        0, "use only this many training images, from the first; 0 = all; generated images: mock_*", COUNT_OR_NONE
+    ),
+    "data.label_noise": Key(
+        0.0, "share of the training labels replaced by another class, the same in every epoch", number(0, 1, open_high=True)
+    ),
+    "data.max_bad_images": Key(
+        0,
+        "undecodable training images to tolerate; each is replaced by a neighbour in its batch",
+        COUNT_OR_NONE,
+        decides="nothing",
+    ),
+    "data.on_device_mib": Key(
+        2048,
+        "a decoded training set up to this size, in MiB, is kept on each device; 0 = never",
+        COUNT_OR_NONE,
+        decides="nothing",
+    ),
+    "data.mock": Key(
+        False, "generated images of the right shapes (and random teacher weights where none are there)", SWITCH
+    ),
+    "data.mock_train_examples": Key(1024, "generated images in an epoch", COUNT),
+    "data.mock_eval_examples": Key(256, "generated images in an evaluation", COUNT),
+    # training length and optimizer (defaults: CIFAR-100 recipe of RepDistiller and mdistiller)
+    "epochs": Key(240, "passes over the training split", COUNT),
+    "batch_size": Key(64, "global, over all devices", COUNT),
+    "eval_batch_size": Key(
+        256, "global, rounded up to a multiple of the devices; does not change any result", COUNT, decides="nothing"
+    ),
+    "optimizer.name": Key("sgd", "sgd (PyTorch's update rule) | adamw", one_of("sgd", "adamw")),
+    "optimizer.learning_rate": Key(0.05, "peak rate", POSITIVE),
+    "optimizer.momentum": Key(0.9, "sgd only", number(0, 1, open_high=True)),
+    "optimizer.nesterov": Key(False, "sgd only", SWITCH),
+    "optimizer.weight_decay": Key(5e-4, "sgd: added to the gradient (L2); adamw: decoupled", NOT_NEGATIVE),
+    "optimizer.decay_on": Key(
+        "all", "all parameters, as PyTorch does | kernels: not biases and BatchNorm", one_of("all", "kernels")
+    ),
+    "optimizer.clip_norm": Key(0.0, "largest global norm of the gradient; 0 = no clipping", NOT_NEGATIVE),
+    "optimizer.ema_decay": Key(
+        0.0,
+        "decay per step of an average of the variables, which is evaluated instead; 0 = none",
+        number(0, 1, open_high=True),
+    ),
+    "schedule.name": Key("step", "step | cosine | constant", one_of("step", "cosine", "constant")),
+    "schedule.milestones": Key(
+        (150, 180, 210),
+        "step: epochs after which the rate is multiplied by factor",
+        numbers(
+            "epochs greater than 0 in ascending order",
+            lambda value: all(v > 0 for v in value) and list(value) == sorted(set(value)),
+        ),
+    ),
+    "schedule.factor": Key(0.1, "step: of the rate at each milestone", number(0, 1, open_low=True)),
+    "schedule.warmup_epochs": Key(0.0, "linear ramp of the learning rate from 0", NOT_NEGATIVE),
+    "batch_norm_groups": Key(
+        1, "1 = statistics of the global batch; N = of N equal groups of it, as on N PyTorch GPUs", COUNT
+    ),
+    "label_smoothing": Key(0.0, "in the cross-entropy of every method", number(0, 1, open_high=True)),
+}
+
+_MACHINE_KEYS = {
+    # machine, logs and checkpoints: none of these changes a result
+    "mesh.fsdp": Key(
+        1,
+        "devices over which large parameters are sharded; the rest of the devices is data-parallel",
+        COUNT,
+        decides="nothing",
+    ),
+    "matmul_precision": Key(
+        "default",
+        "default | high | highest: highest = full float32 products on TPU and GPU",
+        one_of("default", "high", "highest"),
+    ),
+    "join_timeout_s": Key(300, "seconds that processes wait for each other at the start", COUNT, decides="nothing"),
+    "heartbeat_timeout_s": Key(
+        100,
+        "seconds of silence after which a process counts as lost, and the others end",
+        COUNT,
+        decides="nothing",
+    ),
+    "compilation_cache": Key(
+        "~/.cache/dgkd_jax", "compiled programs, kept between runs; '' = none", TEXT, decides="nothing"
+    ),
+    "log_every": Key(50, "steps between fetches of the metrics", COUNT, decides="nothing"),
+    "eval_every": Key(
+        1.0, "epochs between evaluations; the last step is always evaluated", POSITIVE, decides="nothing"
+    ),
+    "diagnose": Key(
+        True,
+        "evaluate calibration, neural collapse, distance to the teacher; keeps the split's features",
+        SWITCH,
+        decides="nothing",
+    ),
+    "checkpoint_every": Key(
+        0,
+        "steps between checkpoints, in addition to one at each evaluation; 0 = no others",
+        COUNT_OR_NONE,
+        decides="nothing",
+    ),
+    "keep_checkpoints": Key(2, "newest checkpoints to keep, in addition to the best", COUNT, decides="nothing"),
+    "best_metric": Key(
+        "accuracy", "the best evaluation has the highest accuracy | the lowest ce", one_of("accuracy", "ce")
+    ),
+    "nonfinite_limit": Key(
+        10, "the run ends after this many steps in a row with a non-finite loss or gradient (skipped)", COUNT
+    ),
+    "steps_per_call": Key(
+        1,
+        "steps per call for a set on the device; above 1 only if dispatching is slow, not on CPUs",
+        COUNT,
+        decides="nothing",
+    ),
+    "watchdog_s": Key(
+        1800.0,
+        "seconds without a finished step after which the process ends itself; 0 = never",
+        NOT_NEGATIVE,
+        decides="nothing",
+    ),
+}
+
+KEYS: dict[str, Key] = _RUN_KEYS | section_keys() | _MACHINE_KEYS
+
+
+def get_config() -> ConfigDict:
+    """A config with every key at its default."""
+    config = ConfigDict()
+    for name, key in KEYS.items():
+        *sections, last = name.split(".")
+        place = config
+        for section in sections:
+            if section not in place:
+                place[section] = ConfigDict()
+            place = place[section]
+        place[last] = key.default
+    return config

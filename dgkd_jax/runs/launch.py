@@ -1,0 +1,105 @@
+"""The common start of every command with a --config: parse, join the other processes, listen to signals."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict, config_flags
+
+from dgkd_jax import errors
+from dgkd_jax.runs import command_line, config
+from dgkd_jax.runs.interruption import Interruption
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file; keys: --help", lock_config=True)
+
+
+def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable[[], bool]], None]) -> int:
+    """Parse a command line with --config, join the other processes and do the work; returns the exit code.
+
+    Args:
+        argv: as sys.argv.
+        usage: text for --help.
+        work: called with the validated config and `stop`, a function as `training.loop.fit` takes it.
+    """
+    try:
+        overrides = command_line.parse(argv, usage=usage)
+        _check_returned(_CONFIG.value)
+        config.validate(_CONFIG.value)
+        command_line.check_read(overrides, _CONFIG.value.method)
+        set_up(_CONFIG.value)
+        _join_processes(_CONFIG.value)
+        with Interruption() as interruption:
+            work(_CONFIG.value, interruption.agreed)
+    except errors.EXPECTED as error:
+        code = errors.report(error)
+        if jax.distributed.is_initialized():
+            _keep_exit_code(code, seconds=0.5 * _CONFIG.value.heartbeat_timeout_s)
+        return code
+    return 0
+
+
+def _check_returned(settings: object) -> None:
+    if not isinstance(settings, ConfigDict):
+        raise errors.BadInput(
+            f"--config: get_config() returned {type(settings).__name__}; it has to return the configuration that it "
+            "made, an ml_collections.ConfigDict"
+        )
+
+
+def set_up(settings: ConfigDict) -> None:
+    """Apply the process's settings: log levels, compilation cache, precision."""
+    quiet_tensorflow()
+    logging.getLogger().setLevel(logging.WARNING)
+    # TFDS warns about its own actions; Orbax about intended ones, and about errors that it raises anyway.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    use_compilation_cache(settings)
+    if settings.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
+    if "float64" in (settings.student.dtype, settings.teacher.dtype):
+        jax.config.update("jax_enable_x64", True)
+
+
+def quiet_tensorflow() -> None:
+    """Silence TensorFlow; call before it is imported. It only reads data here, and its notes on CPUs are noise."""
+    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
+        os.environ.setdefault(name, value)
+
+
+def use_compilation_cache(settings: ConfigDict) -> None:
+    """Keep compiled programs between runs, if the config or the environment names a folder."""
+    if settings.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _join_processes(settings: ConfigDict) -> None:
+    """Join the other processes: JAX finds them on TPU pods, GKE, SLURM, Open MPI; elsewhere by three variables."""
+    jax.config.update("jax_enable_preemption_service", False)  # `interruption` handles SIGTERM
+    timeouts = {
+        "initialization_timeout": settings.join_timeout_s,
+        "heartbeat_timeout_seconds": settings.heartbeat_timeout_s,
+        "shutdown_timeout_seconds": settings.heartbeat_timeout_s,
+    }
+    if "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            os.environ["JAX_COORDINATOR_ADDRESS"],
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
+            **timeouts,
+        )
+        return
+    try:
+        jax.distributed.initialize(**timeouts)
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise  # a misconfigured cluster, not a single machine
+
+
+def _keep_exit_code(code: int, *, seconds: float) -> None:
+    """Exit with `code` while other processes still run: JAX's shutdown waits for them, and aborts (134) without one."""
+    farewell = threading.Timer(seconds, os._exit, [code])
+    farewell.daemon = True  # no delay if all processes exit
+    farewell.start()
