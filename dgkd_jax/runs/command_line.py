@@ -127,7 +127,9 @@ def _check_file(argv: list[str]) -> str:
     if not os.path.isfile(path):
         by_stem = {Path(file).stem: file for file in _configurations()}
         near = closest(Path(path).stem, by_stem)
-        hint = f"; did you mean {by_stem[near[0]]!r}?" if near else " (python -m dgkd_jax.main --help lists those there)"
+        hint = (
+            f"; did you mean {by_stem[near[0]]!r}?" if near else " (python -m dgkd_jax.main --help lists those there)"
+        )
         raise BadInput(f"--config={given[-1]}: no such file{hint}")
     functions = {node.name: node for node in _parsed(path).body if isinstance(node, ast.FunctionDef)}
     imported = "get_config" in Path(path).read_text()
@@ -157,7 +159,9 @@ def _check_flags(argv: list[str]) -> None:
     for argument in argv[1:]:
         match = _FLAG.fullmatch(argument)
         if match and match["name"] not in flags.FLAGS and match["name"] in KEYS:
-            raise BadInput(f"unknown flag {argument}: it is a key, so write --config.{match['name']}{match['value'] or ''}")
+            raise BadInput(
+                f"unknown flag {argument}: it is a key, so write --config.{match['name']}{match['value'] or ''}"
+            )
 
 
 def _nearest_key(key: str, argv: list[str], file: str) -> str:
@@ -169,7 +173,9 @@ def _nearest_key(key: str, argv: list[str], file: str) -> str:
 
 
 def _method(argv: list[str], file: str) -> str | None:
-    given = [match["value"] for argument in argv[1:] if (match := _OVERRIDE.fullmatch(argument)) and match["key"] == "method"]
+    given = [
+        match["value"] for argument in argv[1:] if (match := _OVERRIDE.fullmatch(argument)) and match["key"] == "method"
+    ]
     if given:
         return given[-1]
     try:  # only for a message: errors in the file are reported when it is used

@@ -43,9 +43,7 @@ _RUN_KEYS = {
         _NAME,
         decides="nothing",
     ),
-    "method": Key(
-        "dgkd", f"{' | '.join(METHODS)}, or all: each in turn, then one table", one_of(*METHODS, "all")
-    ),
+    "method": Key("dgkd", f"{' | '.join(METHODS)}, or all: each in turn, then one table", one_of(*METHODS, "all")),
     "seed": Key(0, "student's initial weights, order of the data and augmentation", whole_number(0, 2**31 - 1)),
     # the student, the teacher and the data
     "student.model": Key("", "a name of dgkd_jax.models.NAMES", _MODEL),
@@ -67,10 +65,10 @@ _RUN_KEYS = {
         TEXT,
         decides="nothing",
     ),
-    "teacher.mean": Key(
-        (), "mean of the pixels that the teacher's weights were trained on; () = data.mean", _CHANNELS
+    "teacher.mean": Key((), "mean of the pixels that the teacher's weights were trained on; () = data.mean", _CHANNELS),
+    "teacher.std": Key(
+        (), "standard deviation of those pixels; () = data.std; example: configs/photographs.py", _DEVIATIONS
     ),
-    "teacher.std": Key((), "standard deviation of those pixels; () = data.std; example: configs/photographs.py", _DEVIATIONS),
     "teacher.epochs": Key(
         240, "length of the teacher's own training (cross-entropy, this file's optimizer)", COUNT, decides="teacher"
     ),
@@ -82,9 +80,7 @@ _RUN_KEYS = {
         decides="teacher",
     ),
     "data.name": Key("", "a name of dgkd_jax/data/catalogue.py", one_of(*catalogue.NAMES)),
-    "data.dir": Key(
-        "", "TFDS data directory; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets", TEXT, decides="nothing"
-    ),
+    "data.dir": Key("", "TFDS data directory; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets", TEXT, decides="nothing"),
     "data.manual_dir": Key(
         "", "files that cannot be downloaded: ImageNet's tars, an image folder, IDX files", TEXT, decides="nothing"
     ),
@@ -109,7 +105,9 @@ _RUN_KEYS = {
         0, "use only this many training images, from the first; 0 = all; generated images: mock_*", COUNT_OR_NONE
     ),
     "data.label_noise": Key(
-        0.0, "share of the training labels replaced by another class, the same in every epoch", number(0, 1, open_high=True)
+        0.0,
+        "share of the training labels replaced by another class, the same in every epoch",
+        number(0, 1, open_high=True),
     ),
     "data.max_bad_images": Key(
         0,

@@ -33,6 +33,9 @@ def test_who_waits_is_told_for_whom_and_goes_on_when_the_other_has_ended(tmp_pat
 
 def test_who_waits_can_be_stopped(tmp_path):
     folder = epath.Path(tmp_path)
-    with workdir_lib.lock(folder), pytest.raises(Preempted, match="stopped while waiting"):
-        with workdir_lib.lock(folder, wait=lambda: True):
-            pytest.fail("both are in")
+    with (
+        workdir_lib.lock(folder),
+        pytest.raises(Preempted, match="stopped while waiting"),
+        workdir_lib.lock(folder, wait=lambda: True),
+    ):
+        pytest.fail("both are in")
