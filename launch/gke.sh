@@ -95,21 +95,29 @@ json_list() {
   printf ']'
 }
 
+# The template, filled in. In one pass: a value that holds the name of another, as @HOSTS@, stays as it is.
 manifest() {
-  local text command
-  text=$(<gke/jobset.yaml)
-  command=$(json_list "$@")
-  $spot || text=$(grep -v 'only with --spot' <<<"$text")
-  text=${text//@NAME@/"$name"}
-  text=${text//@NAMESPACE@/"$namespace"}
-  text=${text//@IMAGE@/"$image"}
-  text=${text//@TPU_ACCELERATOR@/"$accelerator"}
-  text=${text//@TOPOLOGY@/"$topology"}
-  text=${text//@HOSTS@/"$hosts"}
-  text=${text//@CHIPS_PER_HOST@/"$chips"}
-  text=${text//@MAX_RESTARTS@/"$max_restarts"}
-  text=${text//@GRACE_S@/"$grace_s"}
-  printf '%s\n' "${text//@COMMAND@/"$command"}"
+  local rest filled='' value
+  rest=$(<gke/jobset.yaml)
+  $spot || rest=$(grep -v 'only with --spot' <<<"$rest")
+  while [[ $rest =~ ^([^@]*)@([A-Z_]+)@(.*)$ ]]; do
+    case ${BASH_REMATCH[2]} in
+    NAME) value=$name ;;
+    NAMESPACE) value=$namespace ;;
+    IMAGE) value=$image ;;
+    TPU_ACCELERATOR) value=$accelerator ;;
+    TOPOLOGY) value=$topology ;;
+    HOSTS) value=$hosts ;;
+    CHIPS_PER_HOST) value=$chips ;;
+    MAX_RESTARTS) value=$max_restarts ;;
+    GRACE_S) value=$grace_s ;;
+    COMMAND) value=$(json_list "$@") ;;
+    *) value="@${BASH_REMATCH[2]}@" ;;
+    esac
+    filled+=${BASH_REMATCH[1]}$value
+    rest=${BASH_REMATCH[3]}
+  done
+  printf '%s\n' "$filled$rest"
 }
 
 document=$(manifest "$@")

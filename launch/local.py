@@ -4,13 +4,16 @@
     python launch/local.py --processes 2 --devices-per-process 1 -- python -m dgkd_jax.main --config=configs/mnist5k.py
 
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell each process where the others are. Output lines get
-the prefix `[0] `, `[1] `, … SIGTERM and SIGINT are passed on to all processes.
+the prefix `[0] `, `[1] `, … SIGTERM and SIGINT are passed on to all processes. Where the terminal is closed (SIGHUP) or
+this launcher is killed (on Linux), they get SIGTERM.
 
 Exit code: 0 if every process ended with 0; else the code of the process that failed by itself; 128 + n if signal n
 killed it; 2 for bad arguments. Needs only Python 3.11.
 """
 
 import argparse
+import contextlib
+import ctypes
 import os
 import queue
 import shlex
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 # Exit codes that the program chooses itself (bad input, numeric failure, preempted); a lost peer never causes them.
@@ -29,6 +33,8 @@ _DELIBERATE = (2, 3, 128 + signal.SIGTERM)
 _ABORTED = 128 + signal.SIGABRT
 # Time from SIGTERM to SIGKILL for processes that outlive a failed one: they cannot save without the lost peer.
 _TERM_TO_KILL_S = 10.0
+# Linux: the signal that a process gets when its parent ends, however that ended (prctl(2)).
+_PR_SET_PDEATHSIG = 1
 
 
 class Ended(NamedTuple):
@@ -61,13 +67,23 @@ def main(argv: list[str]) -> int:
             print(shlex.join(["env", *settings, *options.command]))
         return 0
     if shutil.which(options.command[0]) is None:
-        print(f"local.py: there is no command {options.command[0]!r} on this machine", file=sys.stderr)
+        _say(_why_not(options.command[0]))
         return 2
 
     events: queue.SimpleQueue[Ended | Signalled] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # under nohup
         signal.signal(number, lambda number, _: events.put(Signalled(number)))
-    ended = _supervise([_start(options.command, each) for each in environments], events, grace_s=options.grace_s)
+    children: list[subprocess.Popen] = []
+    try:
+        for environment in environments:
+            children.append(_start(options.command, environment))
+    except OSError as error:  # the file is no program, or its interpreter is missing
+        _send(children, signal.SIGKILL)
+        _say(f"{options.command[0]} cannot be started: {error.strerror or error}")
+        return 2
+    ended = _supervise(children, events, grace_s=options.grace_s)
     return exit_code(ended)
 
 
@@ -99,6 +115,14 @@ def exit_code(ended: list[Ended]) -> int:
     return next(iter(chosen + not_aborted + own), 0)
 
 
+def _why_not(command: str) -> str:
+    if os.path.isdir(command):
+        return f"{command} is a folder, no command"
+    if os.path.dirname(command) and os.path.exists(command):
+        return f"{command} is not executable: chmod +x {shlex.quote(command)}, or name its interpreter before it"
+    return f"there is no command {command!r} on this machine"
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     class OneLine(argparse.ArgumentParser):
         def error(self, message):
@@ -109,10 +133,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--devices-per-process", type=_positive, default=1, help="virtual CPU devices of each (default 1)"
     )
-    parser.add_argument("--port", type=_positive, help="where the processes meet (default: one that is free)")
+    parser.add_argument("--port", type=_port, help="where the processes meet (default: one that is free)")
     parser.add_argument(
         "--grace-s",
-        type=float,
+        type=_seconds,
         default=60.0,
         help="seconds that the others may live on after one has failed; then SIGTERM, and SIGKILL "
         f"{_TERM_TO_KILL_S:g} s later (default 60)",
@@ -126,10 +150,22 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port, 1 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= threading.TIMEOUT_MAX:  # false for nan
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
 
 
 def _free_port() -> int:
@@ -147,7 +183,20 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         # Its own process group, so that Ctrl-C reaches it once, from here: a second signal would end it at once.
         process_group=0,
+        preexec_fn=_tied_to(os.getpid()) if sys.platform == "linux" else None,
     )
+
+
+def _tied_to(launcher: int) -> Callable[[], None]:
+    """For the child between fork and exec: lets it get SIGTERM when the launcher ends, even by SIGKILL."""
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != launcher:  # it ended before that call
+            os._exit(128 + signal.SIGTERM)
+
+    return tie
 
 
 def _supervise(
@@ -173,7 +222,8 @@ def _supervise(
             deadline = time.monotonic() + last_words[0][0] if last_words else None
             continue
         if isinstance(event, Signalled):
-            _send(children, event.number)
+            # Who hears SIGHUP ends at once, without saving.
+            _send(children, signal.SIGTERM if event.number == signal.SIGHUP else event.number)
             continue
         told_to_end = len(last_words) < 2
         ended.append(event._replace(by_us=told_to_end))
@@ -204,7 +254,7 @@ def _copy_lines(source: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
         try:
             target.write(prefix + line.rstrip(b"\n") + b"\n")
             target.flush()
-        except BrokenPipeError:
+        except OSError:
             pass  # nobody reads our output any more: keep emptying the pipe, or the child blocks
 
 
@@ -215,7 +265,8 @@ def _send(children: list[subprocess.Popen], number: int) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"local.py: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"local.py: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ _STYLE = {
     "grid.color": INK,
 }
 _MOST_POINTS = 300  # in a curve; neighbours are averaged to get down to this
+_LONGEST_NAME = 100  # characters of a file's name
 _MANY = 8  # with this many entries or more, a legend is small
 _MOST_THIN_LINES = 60  # runs drawn individually, in addition to their group's mean
 _WIDTH = 4.8  # inches; about as wide as the page's column, so 10 points are readable
@@ -76,13 +77,18 @@ def shorten(text: str, length: int) -> str:
     return f"{text[: keep - keep // 2]}…{text[len(text) - keep // 2 :]}"
 
 
+def literal(text: str, length: int) -> str:
+    """A user's text, at most `length` characters of it, as matplotlib shows it: signs for formulas have no meaning."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in shorten(text, length)).replace("$", r"\$")
+
+
 def add_legend(figure: Figure, axes: Any) -> None:
     """Add a legend below the axes; the figure grows by its rows. A legend with many entries is small."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
     many = len(labels) > _MANY
-    labels = [shorten(label, 33 if many else 44) for label in labels]
+    labels = [literal(label, 33 if many else 44) for label in labels]
     columns = max(1, min(len(labels), (80 if many else 58) // (max(map(len, labels)) + 6)))
     size = 7 if many else 8.5
     figure.set_figheight(figure.get_figheight() + 0.022 * size * -(-len(labels) // columns))
@@ -93,7 +99,7 @@ def add_legend(figure: Figure, axes: Any) -> None:
 
 def embed(figure: Figure, name: str, folder: epath.Path) -> str:
     """Write `name`.png to the folder; returns the figure as SVG for the page, its ids prefixed with `name`."""
-    name = re.sub(r"[^\w.-]+", "_", name)
+    name = re.sub(r"[^a-zA-Z0-9_.-]+", "_", name)[:_LONGEST_NAME]
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white")
     (folder / f"{name}.png").write_bytes(png.getvalue())
@@ -133,9 +139,10 @@ class Curve(NamedTuple):
 def curves(
     groups: Sequence[runs_lib.Group], what: Curve, *, reference: tuple[str, float] | None = None
 ) -> Figure | None:
-    """A metric over the training steps: a thin line per run, a thick line for the mean over seeds.
+    """A metric over training: a thin line per run, a thick line for the mean over seeds.
 
-    The mean is taken where all finished runs of the group have the metric. An unfinished run ends in a cross.
+    Over epochs where the steps per epoch of all runs are known, else over steps. The mean is taken where all finished
+    runs of the group have the metric. An unfinished run ends in a cross.
 
     Args:
         groups: coloured by their place in the list.
@@ -145,7 +152,8 @@ def curves(
     Returns:
         None if no run has the metric.
     """
-    drawn = [(place, group, _series(group, what)) for place, group in enumerate(groups)]
+    by_epochs = in_epochs(groups)
+    drawn = [(place, group, _series(group, what, by_epochs=by_epochs)) for place, group in enumerate(groups)]
     drawn = [(place, group, series) for place, group, series in drawn if series]
     if not drawn:
         return None
@@ -166,26 +174,35 @@ def curves(
                 _line(axes, *points, what, label=label, **look_of)
             else:
                 axes.plot(*_thinned(*points), color=look_of["color"], linewidth=0.7, alpha=0.45)
-            if not (run.finished or runs_lib.is_teacher(run)):
+            if not (run.at_the_end or runs_lib.is_teacher(run)):
                 axes.plot(points[0][-1:], points[1][-1:], "x", color=look_of["color"], markersize=8, markeredgewidth=2)
     if reference is not None:
         axes.axhline(reference[1], color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label=reference[0])
     shown = np.concatenate([points[1] for *_, series in drawn for _, points in series])
     if shown.min() > 0 and shown.max() > 30 * shown.min():
         axes.set_yscale("log")
-    axes.set(title=what.title, xlabel="training step", ylabel=what.unit)
+    axes.set(title=what.title, xlabel="epoch" if by_epochs else "training step", ylabel=what.unit)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     add_legend(figure, axes)
     return figure
 
 
-def _series(group: runs_lib.Group, what: Curve) -> list[tuple[runs_lib.Run, tuple[np.ndarray, np.ndarray]]]:
+def in_epochs(groups: Sequence[runs_lib.Group]) -> bool:
+    """Whether the curves of these groups can be drawn over epochs."""
+    return all(run.steps_per_epoch for group in groups for run in group.runs)
+
+
+def _series(
+    group: runs_lib.Group, what: Curve, *, by_epochs: bool
+) -> list[tuple[runs_lib.Run, tuple[np.ndarray, np.ndarray]]]:
     found = []
     for run in group.runs:
         steps, values = runs_lib.curve(run.train if what.kind == "train" else run.evals, what.key)
         if what.second_half and len(steps):
             later = steps >= steps[-1] / 2
             steps, values = steps[later], values[later]
+        if by_epochs:
+            steps = steps / run.steps_per_epoch
         if len(steps):
             found.append((run, (steps, values * what.scale)))
     return found

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1d1e20; --soft: #5c6068; --ground: #ffffff; --panel: #f4f5f7; --line: #d9dce1;
-  --accent: #0b62a8; --warn-ground: #fff6e0; --warn-line: #d9a21b; }
+  --accent: #0b62a8; --warn-ground: #fff6e0; --warn-line: #d9a21b;
+  --shadow: rgb(0 0 0 / .28); }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --soft: #a2a8b3; --ground: #15171a; --panel: #1e2125;
-  --line: #363b43; --accent: #79b8f2; --warn-ground: #2d2716; --warn-line: #b98a1f; } }
+  --line: #363b43; --accent: #79b8f2; --warn-ground: #2d2716; --warn-line: #b98a1f;
+  --shadow: rgb(255 255 255 / .3); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 76rem; background: var(--ground); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -29,7 +31,15 @@ code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; ove
   align-items: start; margin: .8rem 0; }
 figure { margin: 0; min-width: 0; max-width: 34rem; }
 figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
-.scroll { overflow-x: auto; max-width: 100%; margin: .6rem 0 1rem; }
+/* A table that is too wide scrolls in its box; a shadow is at each edge behind which there is more. */
+.scroll { overflow-x: auto; max-width: 100%; width: fit-content; margin: .6rem 0 1rem; padding: 0 .6rem;
+  border: 1px solid var(--line); border-radius: 4px;
+  background: linear-gradient(to right, var(--ground) 40%, transparent) left / 2.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--ground) 40%, transparent) right / 2.5rem 100% no-repeat local,
+    linear-gradient(to right, var(--shadow), transparent) left / 1rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shadow), transparent) right / 1rem 100% no-repeat scroll; }
+.scroll tbody tr:last-child td { border-bottom: none; }
+abbr { text-decoration: underline dotted; text-underline-offset: .2em; cursor: help; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -43,6 +53,8 @@ pre { overflow: auto; background: var(--panel); padding: .8rem; border-radius: 4
 .swatch { display: inline-block; width: .75em; height: .75em; margin-right: .45em; border-radius: 2px; }
 @media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
 """
+
+_LONGEST_TITLE = 2000
 
 
 class Markup(str):
@@ -116,12 +128,27 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], *, text: S
         return "".join(f"<{tag}{kind.get(i, '')}>{escape(cell)}</{tag}>" for i, cell in enumerate(cells))
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{line(header, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = f"<tr>{line(header, 'th')}</tr>"
+    # With a tabindex the box can be scrolled by keys.
+    return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def details(summary: object, body: str) -> str:
     """A box that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def shortened(text: object, length: int = 24) -> str:
+    """A text of at most `length` characters; the whole one shows when the pointer rests on it."""
+    whole = str(text)
+    if len(whole) <= length:
+        return whole
+    return abbreviation(f"{whole[: length - 1]}…", whole[:_LONGEST_TITLE])
+
+
+def abbreviation(text: str, meaning: str) -> Markup:
+    """A text whose meaning shows when the pointer rests on it."""
+    return Markup(f'<abbr title="{html.escape(meaning, quote=True)}">{html.escape(text)}</abbr>')
 
 
 def swatch(colour: str, label: str) -> Markup:

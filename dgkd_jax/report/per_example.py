@@ -13,26 +13,34 @@ Draw = Callable[[str, Figure], str]
 # A function: run -> the arrays of its clean evaluation, {} if there are none.
 RowsOf = Callable[[work_directories.Run], dict[str, Any]]
 
+_MOST_CLASSES = 2000  # of a confusion picture, whose counts take the square of it
 _MOST_PICTURES = 12  # largest number of groups with confusion and feature pictures
 
 
 def confusion(groups: Sequence[work_directories.Group], rows_of: RowsOf, draw: Draw) -> str:
     """The examples for which student and teacher choose different classes, and which of them is right."""
-    drawn = []
+    drawn, too_many = [], []
     for group, run in _pictured(groups):
         rows = rows_of(run)
-        if "teacher_prediction" in rows:
+        if "teacher_prediction" in rows and _classes(rows) > _MOST_CLASSES:
+            too_many.append(f"{run.path}: no picture of the confusion of {_classes(rows):,} classes")
+        elif "teacher_prediction" in rows:
             label = _of_run(group, run)
             figure = pictures.confusion_picture(label, rows["student_prediction"], rows["teacher_prediction"])
             drawn.append((f"Confusion of student and teacher, {label}", draw(f"confusion-{len(drawn)}", figure)))
-    if not drawn:
+    if not drawn and not too_many:
         return page.missing([_needs_evaluation("The confusion of student against teacher", groups)])
     text = page.paragraph(
         "Of the examples that the teacher puts into the class of the row, how many percent the student puts into the "
         "class of the column; clean evaluation split.",
         soft=True,
     )
-    return tables.both(groups, rows_of) + text + page.figure_grid(drawn) + _left_out(groups)
+    pictures_of = (text if drawn else "") + page.figure_grid(drawn) + page.missing(too_many)
+    return tables.both(groups, rows_of) + pictures_of + _left_out(groups)
+
+
+def _classes(rows: dict[str, Any]) -> int:
+    return int(max(rows["student_prediction"].max(), rows["teacher_prediction"].max())) + 1
 
 
 def _pictured(groups: Sequence[work_directories.Group]) -> list[tuple[work_directories.Group, work_directories.Run]]:
@@ -59,9 +67,9 @@ def _left_out(groups: Sequence[work_directories.Group]) -> str:
 
 
 def _needs_evaluation(what: str, groups: Sequence[work_directories.Group]) -> page.Markup:
-    command = page.code(f"python -m dgkd_jax.evaluate --workdir={groups[0].runs[0].path} --data=clean")
-    return page.Markup(f"{page.escape(what)} needs evaluations/clean.npz. Make it, for each work directory: "
-                       f"{command}")  # fmt: skip
+    runs = [run for group in groups for run in group.runs]
+    command = page.code(work_directories.evaluate_command(runs, "clean"))
+    return page.Markup(f"{page.escape(what)} needs evaluations/clean.npz. Make it: {command}")
 
 
 def calibration(

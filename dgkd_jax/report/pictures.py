@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from dgkd_jax.evaluate import calibration
@@ -13,6 +14,9 @@ from dgkd_jax.report import figures
 from dgkd_jax.report import work_directories as runs_lib
 
 _NUMBERED = re.compile(r"(?P<kind>.+)-(?P<number>\d+)")
+# From nothing to blue, so that a light page and a dark one show through where the counts are small.
+_BLUES = LinearSegmentedColormap.from_list("blues", [(0.06, 0.36, 0.66, 0.0), (0.06, 0.36, 0.66, 1.0)])
+_DARK = 25  # percent; above it blue is dark on any page
 _NAMED_CLASSES = 20  # with more classes a picture does not show their names
 
 
@@ -56,8 +60,9 @@ def confusion_picture(label: str, student: np.ndarray, teacher: np.ndarray) -> F
     counts = confusion(student, teacher)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axes = figures.new(4.2)
-    image = axes.imshow(shares, cmap="Blues", norm="asinh", vmin=0, vmax=100, interpolation="nearest")
+    image = axes.imshow(shares, cmap=_BLUES, norm="asinh", vmin=0, vmax=100, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, label="of the teacher's choice [%]", shrink=0.85)
+    bar.solids.set_rasterized(True)  # as shapes, its translucent steps would show seams
     bar.set_ticks([0, 1, 10, 100], labels=["0", "1", "10", "100"])
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
@@ -65,12 +70,12 @@ def confusion_picture(label: str, student: np.ndarray, teacher: np.ndarray) -> F
     if classes <= 10:
         for row, column in zip(*np.nonzero(counts), strict=True):
             axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7.5,
-                      color="white" if shares[row, column] > 12 else "#333333")  # fmt: skip
+                      color="white" if shares[row, column] > _DARK else figures.INK)  # fmt: skip
     if classes <= _NAMED_CLASSES:
         axes.set_xticks(range(classes))
         axes.set_yticks(range(classes))
     axes.grid(False)
-    axes.set(title=figures.shorten(label, 40), xlabel="student's class", ylabel="teacher's class")
+    axes.set(title=figures.literal(label, 40), xlabel="student's class", ylabel="teacher's class")
     return figure
 
 
@@ -96,7 +101,7 @@ def feature_picture(label: str, embedding: np.ndarray, classes: np.ndarray) -> F
             axes.text(x, y, str(number), color="black", fontsize=11, fontweight="bold", ha="center", va="center",
                       path_effects=halo)  # fmt: skip
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set(title=figures.shorten(label, 40), xlabel="first principal component", ylabel="second principal component")
+    axes.set(title=figures.literal(label, 40), xlabel="first principal component", ylabel="second principal component")
     return figure
 
 
@@ -141,7 +146,7 @@ def bars(sets: Sequence[str], rows: Sequence[tuple[str, str, dict[str, tuple[flo
     if there:
         look_of = {"linestyle": "none", "marker": "|", "markersize": 13, "markeredgewidth": 2.2, "color": figures.INK}
         axes.plot([100 * teacher[name] for name in there], [place[name] for name in there], label="teacher", **look_of)
-    axes.set_yticks(range(len(sets)), labels=[figures.shorten(name, 26) for name in sets])
+    axes.set_yticks(range(len(sets)), labels=[figures.literal(name, 26) for name in sets])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set(title="Accuracy by evaluation set", xlabel="accuracy [%]", xlim=(0, 100))
@@ -160,7 +165,12 @@ def severity_curves(kind: str, rows: Sequence[tuple[str, dict[str, Any], list[fl
     for label, look_of, accuracies in rows:
         points = [(severity, 100 * value) for severity, value in enumerate(accuracies) if value is not None]
         axes.plot(*zip(*points, strict=True), label=label, markersize=4, **look_of)
-    axes.set(title=f"Accuracy under {kind}", xlabel="severity (0 = clean)", ylabel="accuracy [%]", ylim=(0, 102))
+    axes.set(
+        title=f"Accuracy under {figures.literal(kind, 26)}",
+        xlabel="severity (0 = clean)",
+        ylabel="accuracy [%]",
+        ylim=(0, 102),
+    )
     axes.set_xticks(range(6))
     figures.add_legend(figure, axes)
     return figure

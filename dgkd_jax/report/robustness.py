@@ -39,11 +39,8 @@ def section(groups: Sequence[work_directories.Group], draw: Callable[[str, Figur
     measured, teacher = _accuracies(groups)
     names = list(dict.fromkeys(name for group in measured for values in group.by_run for name in values))
     if not set(names) - {"clean"}:
-        command = f"--workdir={groups[0].runs[0].path} --data=clean,corruptions,noised-8,scrambled-4"
         has = "Only the clean split was evaluated." if names else "There are no evaluations."
-        return page.missing([page.Markup(
-            f"{has} Make others, for each work directory: {page.code(f'python -m dgkd_jax.evaluate {command}')}"
-        )])  # fmt: skip
+        return page.missing([page.Markup(f"{has} Make others: {_command([run for g in groups for run in g.runs])}")])
     names.sort(key=lambda name: name != "clean")  # clean first
     families = pictures.families(names)
     drawn = _bars(names, families, measured, teacher, draw)
@@ -55,8 +52,24 @@ def section(groups: Sequence[work_directories.Group], draw: Callable[[str, Figur
         "ticks: the teacher. A corruption with all five severities is one bar, their mean, and a figure of its own.",
         soft=True,
     )
-    table = _table(names, measured, teacher)
-    return text + page.figure_grid(drawn) + page.details("The accuracies [%]", table) + _restricted(groups)
+    table = page.details("The accuracies [%]", _table(names, measured, teacher))
+    return text + page.figure_grid(drawn) + table + _restricted(groups) + _lacking(groups)
+
+
+def _command(runs: Sequence[work_directories.Run]) -> str:
+    return page.code(work_directories.evaluate_command(runs, "clean,corruptions,noised-8,scrambled-4"))
+
+
+def _lacking(groups: Sequence[work_directories.Group]) -> str:
+    """For which runs there is no evaluation but the clean one, and the command for them."""
+    every = [run for group in groups for run in group.runs]
+    lacking = [run for run in every if not run.evaluations.keys() - {"clean"}]
+    if not lacking:
+        return ""
+    names = page.escape(", ".join(run.name for run in lacking))
+    return page.missing(
+        [page.Markup(f"Missing here, of {len(lacking)} of {len(every)} runs ({names}): {_command(lacking)}")]
+    )
 
 
 def _accuracies(groups: Sequence[work_directories.Group]) -> tuple[list[Accuracies], dict[str, float]]:

@@ -49,6 +49,7 @@ _COLLAPSE = (
     Curve("nc3", "eval", "NC3: classifier against class means", "distance after normalising"),
     Curve("nc4", "eval", "NC4: network agrees with nearest mean", "share of examples"),
 )
+_LONGEST_CONFIGURATION = 100_000  # characters
 _DIAGNOSE = "Evaluations record it with --config.diagnose=true: train anew with this version, in a new work directory."
 
 
@@ -71,17 +72,27 @@ def sections(
             arrays[key] = work_directories.arrays(run.evaluations["clean"]) if "clean" in run.evaluations else {}
         return arrays[key]
 
+    def section(name: str, title: str, make: Callable[..., str], *arguments: Any) -> page.Section:
+        try:
+            return page.Section(name, title, make(*arguments))
+        except OSError:  # the folder cannot be written
+            raise
+        except Exception as error:  # so that the other sections are there, whatever stands in a file
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            sentence = f"This section could not be made ({reason}). The rest of the page does not depend on it."
+            return page.Section(name, title, page.missing([sentence]))
+
     return [
-        page.Section("results", "Results", _results(groups, teachers)),
-        page.Section("curves", "Accuracy and loss", _accuracy(shown, teachers, draw)),
-        page.Section("gradients", "Gradient similarity and norms", _gradients(shown, draw)),
-        page.Section("teacher", "Distance to the teacher", _to_the_teacher(shown, rows_of, draw)),
-        page.Section("calibration", "Calibration", _calibration(shown, rows_of, draw)),
-        page.Section("collapse", "Neural collapse", _collapse(shown, draw)),
-        page.Section("features", "Features in two dimensions", per_example.features(shown, rows_of, draw)),
-        page.Section("robustness", "Robustness", robustness.section(shown, draw)),
-        page.Section("configurations", "Configurations", _configurations(groups)),
-        page.Section("time", "Where the time went", _time(groups, teachers)),
+        section("results", "Results", _results, groups, teachers),
+        section("curves", "Accuracy and loss", _accuracy, shown, teachers, draw),
+        section("gradients", "Gradient similarity and norms", _gradients, shown, draw),
+        section("teacher", "Distance to the teacher", _to_the_teacher, shown, rows_of, draw),
+        section("calibration", "Calibration", _calibration, shown, rows_of, draw),
+        section("collapse", "Neural collapse", _collapse, shown, draw),
+        section("features", "Features in two dimensions", per_example.features, shown, rows_of, draw),
+        section("robustness", "Robustness", robustness.section, shown, draw),
+        section("configurations", "Configurations", _configurations, groups),
+        section("time", "Where the time went", _time, groups, teachers),
     ]
 
 
@@ -92,7 +103,7 @@ def _results(groups: Sequence[work_directories.Group], teachers: Sequence[work_d
         "of all evaluations; best is chosen on the evaluation split itself, so it is optimistic: quote last.",
         soft=True,
     )
-    body += tables.groups_table(groups, compared)
+    body += tables.groups_table(groups, compared, teachers)
     if compared:
         tests = sum(each.adjusted is not None for each in compared)
         corrected = f"p (Holm) is corrected for the {tests} comparisons of this table. " if tests else ""
@@ -105,7 +116,7 @@ def _results(groups: Sequence[work_directories.Group], teachers: Sequence[work_d
     elif len(groups) > 1:
         body += page.paragraph("No comparison: no run by dkd, kd or ce is finished as its baseline.", soft=True)
     body += _chance_of_the_split(groups)
-    at_the_end = tables.last_evaluation(groups)
+    at_the_end = tables.last_evaluation(groups, teachers)
     if at_the_end:
         body += "<h3>At the last evaluation</h3>" + at_the_end
     every = [run for group in groups for run in group.runs]
@@ -119,12 +130,20 @@ def _results(groups: Sequence[work_directories.Group], teachers: Sequence[work_d
     return body + page.missing(
         [_unfinished(run) for run in every if not run.finished]
         + [note for run in [*every, *teachers] for note in run.notes]
+        + [_thinned(run) for run in [*every, *teachers] if run.thinned]
     )
 
 
 def _unfinished(run: work_directories.Run) -> str:
     reason = f": {run.failure}" if run.failure else ""
     return f"{run.path}: {tables.state(run)}{reason}. It is in no mean; the command that started it goes on with it."
+
+
+def _thinned(run: work_directories.Run) -> str:
+    return (
+        f"{run.path}: {run.thinned:,} of its lines in metrics.jsonl are not in the curves: of each kind they show "
+        f"up to {work_directories.MOST_LINES:,}, evenly chosen, with the first, the last and the most accurate."
+    )
 
 
 def _chance_of_the_split(groups: Sequence[work_directories.Group]) -> str:
@@ -188,7 +207,8 @@ def _drawn(
         figure = figures.curves(groups, what, reference=line)
         if figure is not None:
             name = f"{prefix}{what.key}-{what.kind}{'-second-half' if what.second_half else ''}"
-            drawn.append((f"{what.title} ({what.unit}) over the training steps", draw(name, figure)))
+            over = "epochs" if figures.in_epochs(groups) else "steps"
+            drawn.append((f"{what.title} ({what.unit}) over the training {over}", draw(name, figure)))
     return drawn
 
 
@@ -258,7 +278,8 @@ def _configurations(groups: Sequence[work_directories.Group]) -> str:
     differing = tables.differences(groups)
     if differing:
         body = page.paragraph(
-            "The keys that differ; –: the method does not read it, or the run is from before the key. Seeds are above.",
+            "The keys in which groups that read them differ; –: the method does not read it, or the run is from before "
+            "the key. Seeds are above.",
             soft=True,
         )
     else:
@@ -267,6 +288,10 @@ def _configurations(groups: Sequence[work_directories.Group]) -> str:
     for group in groups:
         run = group.runs[0]
         content = json.dumps(run.config, indent=1, ensure_ascii=False)
+        if len(content) > _LONGEST_CONFIGURATION:
+            content = (
+                f"{content[:_LONGEST_CONFIGURATION]}\n… {len(content):,} characters in all: {run.path}/config.json"
+            )
         title = f"{group.label}: the whole configuration ({run.path}, seed {run.seed})"
         body += page.details(title, f"<pre>{page.escape(content)}</pre>")
     return body

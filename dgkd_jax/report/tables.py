@@ -8,6 +8,17 @@ from dgkd_jax.report import figures, page, significance, work_directories
 from dgkd_jax.runs.record import duration
 
 _BASELINES = ("dkd", "kd", "ce")
+# Column headings that a reader may not know.
+_MEANINGS = {
+    "CE [nats]": "cross-entropy with the labels", "ECE [%]": "expected calibration error: mean gap between confidence "
+    "and accuracy", "agreement [%]": "how often student and teacher choose the same class",
+    "mean ‖z − v‖²": "squared distance between the logits of student and teacher",
+    "NC1": "neural collapse 1: spread within the classes against the spread between them; 0 is full collapse",
+    "NC2 norms": "neural collapse 2: how much the class means differ in norm; 0 is full collapse",
+    "NC2 angles": "neural collapse 2: how far the class means are off equal angles; 0 is full collapse",
+    "NC3": "neural collapse 3: distance of the classifier from the class means; 0 is full collapse",
+    "NC4": "neural collapse 4: how often the network chooses the class with the nearest mean; 1 is full collapse",
+}  # fmt: skip
 # (key in the last evaluation, column heading, factor, digits).
 _LAST = (
     ("accuracy", "accuracy [%]", 100, 2), ("ce", "CE [nats]", 1, 4), ("ece", "ECE [%]", 100, 2),
@@ -74,8 +85,53 @@ def _distance(group: work_directories.Group, other: work_directories.Group) -> i
     return sum(mine[key] != theirs[key] for key in shared)
 
 
-def groups_table(groups: Sequence[work_directories.Group], compared: Sequence[Against]) -> str:
-    """A row per group: last and best accuracy over its finished runs, and the comparison with its baseline."""
+class Teacher(NamedTuple):
+    """A teacher as a student's result.json describes it, or as its own run does.
+
+    Attributes:
+        model: its name; '' if unknown.
+        last, best: accuracies; None: unknown.
+    """
+
+    model: str
+    last: float | None
+    best: float | None
+
+    @property
+    def label(self) -> str:
+        """For the first column."""
+        return f"the teacher, {self.model}" if self.model else "the teacher"
+
+
+def teachers_of(
+    groups: Sequence[work_directories.Group], own: Sequence[work_directories.Run]
+) -> dict[Teacher, work_directories.Run | None]:
+    """The teachers of these groups, each with its own run if that is among `own`."""
+    found: dict[Teacher, work_directories.Run | None] = {}
+    for run in own:
+        best = max(work_directories.curve(run.evals, "accuracy")[1], default=None)
+        model = str(run.config.get("student.model", ""))
+        found[Teacher(model, work_directories.last(run, "accuracy"), None if best is None else float(best))] = run
+    for group in groups:
+        for run in group.finished:
+            section = run.result.get("teacher") or {}
+            accuracies_of = [section.get(key) for key in ("last_accuracy", "best_accuracy")]
+            model = section.get("model") if isinstance(section.get("model"), str) else ""
+            last, best = (value if work_directories.is_number(value) else None for value in accuracies_of)
+            if last is not None and not any((each.model, each.last) == (model, last) for each in found):
+                found[Teacher(model, last, best)] = None
+    return found
+
+
+def groups_table(
+    groups: Sequence[work_directories.Group],
+    compared: Sequence[Against],
+    own: Sequence[work_directories.Run] = (),
+) -> str:
+    """A row per group: last and best accuracy over its finished runs, and the comparison with its baseline.
+
+    The teachers follow; `own` are their own runs.
+    """
     by_label = {each.group.label: each for each in compared}
     several = len({each.baseline.label for each in compared}) > 1
     header = ["group", "seeds", "last accuracy [%]", "best accuracy [%]"]
@@ -94,6 +150,9 @@ def groups_table(groups: Sequence[work_directories.Group], compared: Sequence[Ag
         if compared:
             row += _comparison(by_label.get(group.label), columns=6 if several else 5)
         rows.append(row)
+    for teacher in teachers_of(groups, own):
+        row = [page.swatch("currentColor", teacher.label), "", _percent(teacher.last), _percent(teacher.best)]
+        rows.append(row + [""] * (len(header) - len(row)))
     return page.table(header, rows, text=(0, 9) if several else (0,))
 
 
@@ -137,8 +196,8 @@ def _mean(values: Sequence[float], *, scale: float = 100, digits: int = 2) -> st
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
-def last_evaluation(groups: Sequence[work_directories.Group]) -> str:
-    """All metrics of the last evaluation of the finished runs; '' if there are none."""
+def last_evaluation(groups: Sequence[work_directories.Group], own: Sequence[work_directories.Run] = ()) -> str:
+    """All metrics of the last evaluation of the finished runs and of the teachers' `own`; '' if there are none."""
     shown = [entry for entry in _LAST if any(_last(group, entry[0]) for group in groups)]
     if not shown:
         return ""
@@ -147,7 +206,25 @@ def last_evaluation(groups: Sequence[work_directories.Group]) -> str:
         + [_mean(_last(group, key), scale=scale, digits=digits) for key, _, scale, digits in shown]
         for place, group in enumerate(groups)
     ]
-    return page.table(["group", *(title for _, title, _, _ in shown)], rows)
+    for teacher, run in teachers_of(groups, own).items():
+        if run is not None:
+            values = [work_directories.last(run, key) for key, *_ in shown]
+            cells = [
+                "–" if value is None else f"{scale * value:.{digits}f}"
+                for value, (_, _, scale, digits) in zip(values, shown, strict=True)
+            ]
+            rows.append([page.swatch("currentColor", teacher.label), *cells])
+    titles = [title for _, title, _, _ in shown]
+    titles = [page.abbreviation(title, _MEANINGS[title]) if title in _MEANINGS else title for title in titles]
+    collapse = any(key.startswith("nc") for key, *_ in shown)
+    text = page.paragraph(
+        "NC1 to NC4 measure neural collapse, the features of a class drawing together (Papyan, Han & Donoho 2020). "
+        "NC1: spread within the classes against the spread between them. NC2: class means of unequal norm, and off "
+        "equal angles. NC3: distance of the classifier from the class means. NC4: how often the network chooses the "
+        "class with the nearest mean. In full collapse NC1, NC2 and NC3 are 0 and NC4 is 1.",
+        soft=True,
+    )
+    return page.table(["group", *titles], rows) + (text if collapse else "")
 
 
 def _last(group: work_directories.Group, key: str) -> list[float]:
@@ -156,13 +233,25 @@ def _last(group: work_directories.Group, key: str) -> list[float]:
 
 def runs_table(groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run]) -> str:
     """A row per run; the teachers' own runs are at the end."""
+    every = [run for group in groups for run in group.runs]
     rows = [_run(group.label, run) for group in groups for run in group.runs]
-    rows += [_run("teacher's own run", run) for run in teachers]
+    rows += [_run("teacher's own run", run, told=_told_of(run, every)) for run in teachers]
     header = ["run", "group", "state", "student", "parameters", "last [%]", "best [%] (epoch)", "training"]
     return page.table(header, rows, text=(0, 1, 2, 3))
 
 
-def _run(label: str, run: work_directories.Run) -> list[object]:
+def _told_of(teacher: work_directories.Run, students: Sequence[work_directories.Run]) -> dict[str, Any]:
+    """What a student's result.json says of its teacher, whose own run has no such file; {} if it is another's."""
+    for run in students:
+        told = (run.result or {}).get("teacher") or {}
+        if told.get("model") == teacher.config.get("student.model") and (
+            told.get("last_accuracy") == work_directories.last(teacher, "accuracy")
+        ):
+            return told
+    return {}
+
+
+def _run(label: str, run: work_directories.Run, *, told: dict[str, Any] | None = None) -> list[object]:
     last, best, epoch = (
         work_directories.of_student(run, key) for key in ("last_accuracy", "best_accuracy", "best_epoch")
     )
@@ -171,12 +260,15 @@ def _run(label: str, run: work_directories.Run) -> list[object]:
             work_directories.last(run, "accuracy"),
             max(work_directories.curve(run.evals, "accuracy")[1], default=None),
         )
-    parameters, seconds = work_directories.of_student(run, "parameters"), work_directories.of_student(run, "seconds")
+    parameters, seconds = (
+        (told or {}).get(key, work_directories.of_student(run, key)) for key in ("parameters", "seconds")
+    )
+    parameters, seconds = (value if work_directories.is_number(value) else None for value in (parameters, seconds))
     return [
-        run.name,
-        label,
+        page.shortened(run.name, 60),
+        page.shortened(label, 60),
         state(run),
-        run.config.get("student.model", "–"),
+        page.shortened(run.config.get("student.model", "–"), 40),
         "–" if parameters is None else f"{parameters:,.0f}",
         _percent(last),
         _percent(best) + ("" if epoch is None else f" ({epoch:.4g})"),
@@ -186,7 +278,7 @@ def _run(label: str, run: work_directories.Run) -> list[object]:
 
 def state(run: work_directories.Run) -> str:
     """The state of a run in words."""
-    if run.finished:
+    if run.at_the_end:
         return "finished"
     if work_directories.is_teacher(run) and not run.failure:
         return f"at step {run.last_step:,}"  # a teacher's own run has no result.json
@@ -198,20 +290,36 @@ def _percent(value: float | None) -> str:
 
 
 def differences(groups: Sequence[work_directories.Group]) -> str:
-    """The keys in which the groups differ; '' if there are none."""
+    """The keys in which groups that read them differ, and in a box those that only some read; '' if there are none."""
     settings = [work_directories.settings(group.runs[0]) for group in groups]
-    keys = work_directories.differing(settings)
-    if not keys:
-        return ""
+    keys, of_some = [], []
+    for key in work_directories.differing(settings):
+        values = [own[key] for own in settings if key in own]
+        if len(work_directories.differing([{key: value} for value in values])):
+            keys.append(key)
+        else:
+            of_some.append(key)
     rows = [
-        [page.swatch(figures.style(place)["color"], group.label), *(_value(own.get(key)) for key in keys)]
+        [page.swatch(figures.style(place)["color"], group.label), *(_value(own, key) for key in keys)]
         for place, (group, own) in enumerate(zip(groups, settings, strict=True))
     ]
-    return page.table(["group", *keys], rows, text=range(len(keys) + 1))
+    body = page.table(["group", *keys], rows, text=range(len(keys) + 1)) if keys else ""
+    if of_some:
+        read_by = [[group.label for group, own in zip(groups, settings, strict=True) if key in own] for key in of_some]
+        values = [next(_value(own, key) for own in settings if key in own) for key in of_some]
+        rows = [
+            [key, value, page.shortened(", ".join(labels), 60)]
+            for key, value, labels in zip(of_some, values, read_by, strict=True)
+        ]
+        body += page.details(
+            f"{len(of_some)} keys that only some groups read, with the same value in each",
+            page.table(["key", "value", "read by"], rows, text=(0, 1, 2)),
+        )
+    return body
 
 
-def _value(value: Any) -> str:
-    return "–" if value is None else str(value)
+def _value(settings: dict[str, Any], key: str) -> str:
+    return page.shortened(settings[key]) if settings.get(key) is not None else "–"
 
 
 def time_spent(groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run]) -> str:

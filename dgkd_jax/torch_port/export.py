@@ -88,5 +88,13 @@ def _export(arguments: argparse.Namespace) -> str:
     accuracy = "not evaluated" if student.accuracy is None else f"accuracy {100 * student.accuracy:.2f} %"
     return (
         f"{output}: {student.config.student.model} by {student.config.method} at step {student.step} ({accuracy} on "
-        f"{student.about['name']}), {len(content) / 1e6:.1f} MB with PyTorch's names"
+        f"{student.about['name']}), {_size(len(content))} with PyTorch's names"
     )
+
+
+def _size(count: int) -> str:
+    """A number of bytes, in the largest unit of which there is at least one."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} bytes"

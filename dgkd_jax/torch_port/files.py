@@ -189,6 +189,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            if len(entries) != (count := _count_at_the_end(path, archive)) or not count:
+                raise _Damaged(f"its archive lists {len(entries)} entries, and says it has {count}")
             _check_size(path, sum(entry.file_size for entry in entries))
             _check_unique(entry.filename for entry in entries)
             arrays = {entry.filename.removesuffix(".npy"): _npz_array(archive, entry) for entry in entries}
@@ -199,6 +201,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged archive makes zipfile and numpy raise anything
         raise _damaged(path, error) from error
     return arrays
+
+
+def _count_at_the_end(path: Path, archive: zipfile.ZipFile) -> int:
+    """The number of entries in the archive's last record, which zipfile does not compare with what it finds."""
+    with path.open("rb") as file:
+        file.seek(10 - 22 - len(archive.comment), os.SEEK_END)
+        count = int.from_bytes(file.read(2), "little")
+    return count if count < 0xFFFF else len(archive.infolist())  # then it is in a record of 64-bit numbers
 
 
 def _npz_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -348,12 +358,11 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         keys = [_short(key) if isinstance(key, str | int) else type(key).__name__ for key in list(content)[:4]]
         held = ", ".join(keys) if isinstance(content, dict) else type(content).__name__
         raise BadInput(f"weights {path}: no state_dict found at the top, under model or state_dict; it holds {held}")
-    for entry in content:
-        if not isinstance(entry, str):
-            raise BadInput(
-                f"weights {path}: the entries of a state_dict have names; one of these has {type(entry).__name__} "
-                f"{_short(entry) if isinstance(entry, int) else ''}".rstrip() + ". Save model.state_dict() itself"
-            )
+    if unnamed := [entry for entry in content if not isinstance(entry, str)]:
+        shown = f"the {type(unnamed[0]).__name__} {_short(unnamed[0])}"
+        raise BadInput(
+            f"weights {path}: the tensors of a state_dict have texts for names, not {shown}. Save model.state_dict()"
+        )
     try:
         arrays = {entry: _numpy(tensor.detach(), torch) for entry, tensor in content.items()}
     except (TypeError, RuntimeError) as error:  # sparse, quantised or 8-bit floating-point tensors
@@ -378,7 +387,7 @@ def _unpickled(path: Path, torch: Any) -> Any:
         if isinstance(error, pickle.UnpicklingError):
             if re.search(r"unsupported (global|class)|allowlist", str(error), re.IGNORECASE) or _names_code(path):
                 raise _needs_unpickling(path) from error
-            if own := re.search(r"WeightsUnpickler error: (.+)", str(error)):  # after advice that does not help here
+            if own := re.search(r"WeightsUnpickler error:\s*(.+)", str(error)):  # after advice that does not help here
                 error = _Damaged(own[1])
         raise _damaged(path, error) from error
 

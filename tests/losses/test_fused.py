@@ -76,6 +76,20 @@ def test_a_class_that_both_are_sure_of_does_not_cancel():
     np.testing.assert_allclose(squares, 2 * small**2, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+def test_a_class_that_both_are_sure_of_keeps_all_digits_where_the_target_plays_no_part(dtype, tolerance):
+    """The same shares at p = q = 0. Of 1 − 2e-9 less 1 − 3e-9, float32 would leave 0 and float64 half of its digits."""
+    with jax.enable_x64(dtype == "float64"):
+        student, teacher = np.array([[[-1e4, 20.0, 0.0]], [[-1e4, 20.0, 0.4]]], dtype)
+        (_, _, squares), pull_back = jax.vjp(lambda z: fused.terms(z, teacher, np.array([0])), student)
+        zero = np.zeros(1, dtype)
+        (of_nontarget,) = pull_back((zero, np.ones(1, dtype), zero))
+    # exp(−20) of a float32 logit is exact to a few units in the last place of float32.
+    small = 1 / (1 + np.exp(20.0)) - 1 / (1 + np.exp(20.0 - np.float64(np.dtype(dtype).type(0.4))))
+    np.testing.assert_allclose(squares, [2 * small**2], rtol=tolerance)
+    np.testing.assert_allclose(of_nontarget, [[0.0, -small, small]], rtol=tolerance)
+
+
 def test_a_vocabulary_of_131072_classes():
     batch = random_batch(4, 131072)
     (value, gradient), _ = both(batch, convention="per_sample")
@@ -131,6 +145,15 @@ def test_the_teacher_gets_no_gradient():
     student, teacher, labels = random_batch(3, 4)
     gradient = jax.grad(in_one_pass, argnums=1)(student, teacher, labels, convention="per_sample")
     assert not np.any(gradient)
+
+
+def test_the_teacher_gets_no_gradient_of_a_gradient():
+    student, teacher, labels = random_batch(3, 4)
+
+    def slope(teacher):
+        return jnp.sum(jnp.sin(jax.grad(lambda z: sum(map(jnp.sum, fused.terms(z, teacher, labels))))(student)))
+
+    assert not np.any(jax.grad(slope)(teacher))
 
 
 def test_logits_of_two_precisions_are_computed_in_the_higher_and_each_gradient_in_its_own():

@@ -220,9 +220,7 @@ def test_bfloat16_compute_leaves_float32_logits_and_statistics():
     outputs = {}
     for dtype in ("float32", "bfloat16"):
         model = models.create("resnet8", num_classes=10, dtype=dtype)
-        apply = compiled(
-            lambda v, x, model=model: model.apply(v, x, train=True, features=True, mutable=["batch_stats"])
-        )
+        apply = compiled(partial(model.apply, train=True, features=True, mutable=["batch_stats"]))
         outputs[dtype] = apply(variables, images)
     (logits, features), updates = outputs["bfloat16"]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves([logits, features, updates]))
