@@ -55,6 +55,7 @@ def set_up(settings: ConfigDict) -> None:
     # TFDS warns about its own actions; Orbax about intended ones, and about errors that it raises anyway.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same errors of Orbax once more, after our message
     use_compilation_cache(settings)
     if settings.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", settings.matmul_precision)

@@ -241,3 +241,27 @@ def test_diagnostics_are_their_definitions(shape):
     for name, value in expected.items():
         assert ours[name].shape == ()
         np.testing.assert_allclose(ours[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_what_every_distillation_logs_and_examines_are_its_losses_and_diagnostics():
+    batch, at = random_batch(6, 5), {"temperature": 2.5}
+
+    @compiled
+    def all_of_them(student, teacher, labels):
+        batch = (student, teacher, labels)
+        expected = {
+            "kd": losses.kd(student, teacher, **at),
+            "tckd": losses.tckd(*batch, **at),
+            "nckd": losses.nckd(*batch, **at),
+            "logit_mse": losses.logit_mse(student, teacher),
+        }
+        apart = jnp.subtract(*gradients(*batch))
+        by_example = expected | {"coupling": jnp.sum(apart**2, axis=-1)}
+        means = jax.tree.map(jnp.mean, expected) | losses.diagnostics(*batch, **at)
+        return losses.compare(*batch, **at), means, losses.examine(*batch, **at), by_example
+
+    logged, means, examined, by_example = all_of_them(*batch)
+    for found, expected in ((logged, means), (examined, by_example)):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
