@@ -48,7 +48,11 @@ def test_every_key_is_read_somewhere():
     for path in (ROOT / "dgkd_jax").rglob("*.py"):
         chains |= attribute_chains(ast.parse(path.read_text()))
     own = section_keys()
-    read = {key for key in KEYS if chains & {key, f"config.{key}", f"self._config.{key}", f"settings.{key}"}}
+    read = {
+        key
+        for key in KEYS
+        if chains & {key, f"config.{key}", f"self.config.{key}", f"self._config.{key}", f"settings.{key}"}
+    }
     assert set(KEYS) - set(own) - read == set()
     for name, method in METHODS.items():
         chains = attribute_chains(ast.parse(Path(inspect.getfile(method)).read_text()))
