@@ -7,10 +7,13 @@ from unittest import mock
 import pytest
 from absl import flags
 
+from dgkd_jax import cache_teacher
 from dgkd_jax import main as main_module
 from dgkd_jax.runs import launch
 
 ROOT = Path(__file__).parents[1]
+# absl keeps the flags of all commands that a process imports in one place; a process of main's own would not have these.
+FOREIGN_FLAGS = {flag.name: flag for flag in flags.FLAGS.flags_by_module_dict()[cache_teacher.__name__]}
 
 
 @pytest.fixture(autouse=True)
@@ -27,5 +30,11 @@ def run(*arguments: str) -> int:
     flags.FLAGS.unparse_flags()
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
-    with mock.patch.object(sys, "argv", ["main", *arguments]):
-        return main_module.main(list(sys.argv))
+    for name in FOREIGN_FLAGS:
+        delattr(flags.FLAGS, name)
+    try:
+        with mock.patch.object(sys, "argv", ["main", *arguments]):
+            return main_module.main(list(sys.argv))
+    finally:
+        for name, flag in FOREIGN_FLAGS.items():
+            flags.FLAGS[name] = flag

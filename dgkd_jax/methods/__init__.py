@@ -28,7 +28,7 @@ class Method(Protocol):
         needs_class_order: whether renumbering the classes changes the loss.
         needs_parameter_gradients: if True, `terms` also gets `pull_back`: cotangents of the logits -> gradients of the
             parameters.
-        term_names: the keys of `terms`; the metrics have the same names.
+        term_units: name of each of `terms` -> label of an axis that shows it. The metrics have the same names.
         teacher_temperature: temperature at which it reads the teacher's probabilities; None: it reads the logits, or
             has no teacher.
     """
@@ -38,7 +38,7 @@ class Method(Protocol):
     needs_labels: ClassVar[bool]
     needs_class_order: bool
     needs_parameter_gradients: bool
-    term_names: ClassVar[tuple[str, ...]]
+    term_units: ClassVar[dict[str, str]]
     teacher_temperature: float | None
 
     def terms(

@@ -17,7 +17,7 @@ class CE:
     needs_labels: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
-    term_names: ClassVar[tuple[str, ...]] = ()
+    term_units: ClassVar[dict[str, str]] = {}
     teacher_temperature: ClassVar[None] = None
 
     def terms(self, student_logits: jax.Array, teacher_logits: None, labels: jax.Array) -> dict[str, jax.Array]:

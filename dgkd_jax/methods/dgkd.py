@@ -26,7 +26,7 @@ class DGKD:
     name: ClassVar[str] = "dgkd"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
-    term_names: ClassVar[tuple[str, ...]] = ("tckd", "nckd", "coupling")
+    term_units: ClassVar[dict[str, str]] = {**DKD.term_units, "coupling": "coupling term G"}
 
     dkd: DKD = dataclasses.field(default_factory=DKD)
     epsilon: float = key(0.1, "weight ε of G: > 0 pushes the gradients apart, < 0 aligns them", FINITE)

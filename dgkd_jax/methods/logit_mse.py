@@ -19,7 +19,7 @@ class LogitMSE:
     needs_labels: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
-    term_names: ClassVar[tuple[str, ...]] = ("logit_mse",)
+    term_units: ClassVar[dict[str, str]] = {"logit_mse": "mean (z − v)²"}
     teacher_temperature: ClassVar[None] = None  # reads the raw logits
 
     ce_weight: float = key(0.1, "weight of the cross-entropy", NOT_NEGATIVE)

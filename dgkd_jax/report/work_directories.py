@@ -24,7 +24,7 @@ from dgkd_jax.runs.config import deciding, flatten
 _SEED_SUFFIX = re.compile(r"[-_]?seed[-_]?\d+$")
 # The metrics that the page shows, besides accuracy by class.
 METRICS = frozenset({"loss", "accuracy", "grad_norm", "ce", "ece", "kl"}).union(
-    collapse.NAMES, comparison.TERMS, comparison.DIAGNOSTICS, *(method.term_names for method in METHODS.values())
+    collapse.NAMES, comparison.TERMS, comparison.DIAGNOSTICS, *(method.term_units for method in METHODS.values())
 )
 MOST_LINES = 3000  # of a kind that are kept of a run; a figure draws fewer points
 _LONGEST_LINE = 4 << 20  # bytes

@@ -45,7 +45,7 @@ def metric_names(method: Method) -> tuple[str, ...]:
     """The names of the metrics that `train_step` adds to `TrainState.totals`."""
     common = ("loss", "accuracy", "grad_norm", "ce")
     compared = (*comparison.TERMS, *comparison.DIAGNOSTICS) if method.needs_teacher else ()
-    return tuple(dict.fromkeys((*common, *compared, *method.term_names)))
+    return tuple(dict.fromkeys((*common, *compared, *method.term_units)))
 
 
 def train_step(

@@ -137,7 +137,7 @@ def test_a_method_is_built_from_every_key_of_its_sections(name):
 def test_terms_have_the_names_that_are_announced(method):
     with jax.enable_x64(True):
         logits, terms = terms_of(method, *data())
-        assert tuple(terms) == method.term_names
+        assert tuple(terms) == tuple(method.term_units)
         assert all(term.shape in ((), (BATCH,)) for term in terms.values())
         assert all(np.isfinite(term).all() for term in terms.values())
         assert logits.shape == (BATCH, CLASSES)
@@ -220,7 +220,7 @@ def test_a_method_is_static_under_jit(name):
     @functools.partial(jax.jit, static_argnums=0)
     def loss(method, ce):
         traces.append(method)
-        return method.loss({"ce": ce} | dict.fromkeys(method.term_names, ce), PROGRESS)
+        return method.loss({"ce": ce} | dict.fromkeys(method.term_units, ce), PROGRESS)
 
     loss(METHODS[name](), 1.0)
     loss(METHODS[name](), 2.0)
