@@ -12,7 +12,7 @@ from dgkd_jax import main as main_module
 from dgkd_jax.runs import launch
 
 ROOT = Path(__file__).parents[1]
-# absl keeps the flags of all commands that a process imports in one place; a process of main's own would not have these.
+# absl keeps the flags of every imported command in one place; a process of main's own would not have these.
 FOREIGN_FLAGS = {flag.name: flag for flag in flags.FLAGS.flags_by_module_dict()[cache_teacher.__name__]}
 
 
