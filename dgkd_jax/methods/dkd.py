@@ -19,7 +19,7 @@ class DKD:
     needs_labels: ClassVar[bool] = True
     needs_class_order: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
-    term_units: ClassVar[dict[str, str]] = {name: f"{name.upper()} [nats], with its factor T²" for name in ("tckd", "nckd")}
+    term_units: ClassVar[dict[str, str]] = {"tckd": "T²·TCKD [nats]", "nckd": "T²·NCKD [nats]"}
 
     ce_weight: float = key(1.0, "weight of the cross-entropy", NOT_NEGATIVE, source="mdistiller")
     alpha: float = key(1.0, "weight α of TCKD", NOT_NEGATIVE, source="mdistiller")

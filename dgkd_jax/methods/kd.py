@@ -21,7 +21,7 @@ class KD:
     needs_labels: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
-    term_units: ClassVar[dict[str, str]] = {"kd": "KD [nats], with its factor T²"}
+    term_units: ClassVar[dict[str, str]] = {"kd": "T²·KL(teacher ‖ student) [nats]"}
 
     ce_weight: float = key(0.1, "weight of the cross-entropy", NOT_NEGATIVE, source=_SOURCE)
     weight: float = key(0.9, "weight of T²·KL", NOT_NEGATIVE, source=_SOURCE)
