@@ -10,6 +10,8 @@
 The teacher is the one that `python -m dgkd_jax.main` uses with the same arguments; it is trained first if necessary.
 After an interruption give the same command again: it continues, and replaces damaged blocks. Then train with
 --config.teacher.cache=DIR.
+
+Example: python -m dgkd_jax.cache_teacher --config=configs/mnist5k.py --epochs=5
 """
 
 import os

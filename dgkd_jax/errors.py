@@ -57,9 +57,11 @@ def exit_code_of(work: Callable[[], object], *, command: str = "dgkd_jax") -> in
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser that raises `BadInput` on an error instead of exiting."""
+    """An argparse parser that raises `BadInput` on an error instead of exiting; its help ends with an example."""
 
-    def __init__(self, **options):
+    def __init__(self, *, example: str = "", **options):
+        if example:
+            options["epilog"] = f"Example: {example}"
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
 

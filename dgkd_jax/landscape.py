@@ -13,6 +13,7 @@ Losses are per sample and without cross-entropy, at any temperature (p, q, s and
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -295,7 +296,10 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m dgkd_jax.landscape", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m dgkd_jax.landscape",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        example="python -m dgkd_jax.landscape --output=runs/landscape --temperature=4",
     )
     said = {
         "temperature": "T > 0",
@@ -342,3 +346,7 @@ def _save(figure: Figure, path: Path) -> Path:
     except OSError as error:
         raise BadInput(f"--output={path.parent}: cannot be written: {error.strerror}") from error
     return path
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

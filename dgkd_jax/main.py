@@ -1,4 +1,7 @@
-"""Trains a teacher, distils a student, prints a table: python -m dgkd_jax.main --config=FILE [--config.KEY=VALUE …]"""
+"""Trains a teacher, distils a student, prints a table: python -m dgkd_jax.main --config=FILE [--config.KEY=VALUE …]
+
+Example: python -m dgkd_jax.main --config=configs/mnist5k.py --config.method=all --config.seed=1
+"""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +25,7 @@ def main(argv: list[str]) -> int:
         if jax.process_index() == 0:
             print(f"\n{result.table(results)}\nEverything is in {', '.join(found['workdir'] for found in results)}")
 
-    return launch.command(argv, usage=__doc__, work=work)
+    return launch.command(argv, usage=__doc__.strip(), work=work)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
 """Wrong command lines, as a user gives them: one line that says what, where and what to do, and exit code 2."""
 
+import importlib
+import json
 import re
+import runpy
+import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
-from commands import in_a_folder_of_its_own, run  # noqa: F401
+from commands import ROOT, in_a_folder_of_its_own, run  # noqa: F401
+
+from configs import mnist5k
 
 MNIST = "--config=configs/mnist5k.py"
 MOCK = "--config.data.mock=true"
@@ -104,3 +112,54 @@ def test_help_shows_defaults_meanings_and_ranges_and_those_of_one_section(capsys
     shown = capsys.readouterr().out
     assert re.search(r"--config\.dgkd\.epsilon=0\.1\n +weight ε of G.*\(a number in", shown)
     assert "--config.kd." not in shown
+
+
+def no_teacher_is_trained(tmp_path) -> bool:
+    return not list(tmp_path.glob("runs/*/teacher"))
+
+
+def test_a_student_that_cannot_take_the_images_is_refused_before_the_teacher_is_trained(tmp_path, capsys):
+    error = refused([MNIST, MOCK, "--config.student.model=vit_small_patch16_224"], capsys)
+    assert "model vit_small_patch16_224 cannot take the images of mnist5k, 28x28x1" in error
+    assert no_teacher_is_trained(tmp_path)
+
+
+def test_a_folder_of_another_run_is_refused_before_the_teacher_is_trained(tmp_path, capsys):
+    """Also where only a later method of `all` would use it."""
+    folder = tmp_path / "runs" / "mnist5k-mock" / "logit_mse-seed0"
+    folder.mkdir(parents=True)
+    other = mnist5k.get_config()
+    other.method, other.data.mock, other.epochs = "logit_mse", True, 7
+    (folder / "config.json").write_text(other.to_json())
+    (folder / "student.json").write_text(json.dumps({}))
+    error = refused([MNIST, MOCK, "--config.method=all"], capsys)
+    assert "logit_mse-seed0 holds a run with another configuration (epochs=7 there, 40 here)" in error
+    assert no_teacher_is_trained(tmp_path)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_teacher_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=30_000))
+    error = refused([MNIST, MOCK, "--workdir=here"], capsys)
+    assert re.search(r"--workdir=here: the checkpoints need 0\.\d MB, and 0\.0 MB are free there", error)
+    assert no_teacher_is_trained(tmp_path)
+
+
+def commands_in_the_documents() -> list[str]:
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    return sorted({name for text in texts for name in re.findall(r"python -m (dgkd_jax\.[\w.]*\w)", text)})
+
+
+def start(command: str) -> None:
+    if command in ("dgkd_jax.main", "dgkd_jax.cache_teacher"):  # absl would refuse their flags a second time
+        importlib.import_module(command).main(sys.argv)
+    else:
+        runpy.run_module(command, run_name="__main__")
+
+
+@pytest.mark.parametrize("command", commands_in_the_documents())
+def test_each_command_has_help_that_ends_with_an_example_of_it(command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        start(command)
+    assert stop.value.code == 0
+    assert re.search(rf"Example:\s+python -m {re.escape(command)} .*[\w/]", capsys.readouterr().out)

@@ -59,7 +59,11 @@ def _folder_of(package: str) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m dgkd_jax.data.photographs", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m dgkd_jax.data.photographs",
+        description=__doc__.splitlines()[0],
+        example="python -m dgkd_jax.data.photographs photographs",
+    )
     parser.add_argument("folder", type=Path, help="is made; configs/photographs.py looks for it at photographs")
 
     def work() -> None:

@@ -193,7 +193,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m dgkd_jax.data.prepare", description="Build a data set.")
+    parser = ArgumentParser(
+        prog="python -m dgkd_jax.data.prepare",
+        description="Build a data set.",
+        example="python -m dgkd_jax.data.prepare mnist5k --statistics",
+    )
     parser.add_argument("name", help=", ".join(catalogue.NAMES))
     parser.add_argument("--data_dir", default="", help="TFDS's folder; default $TFDS_DATA_DIR or ~/tensorflow_datasets")
     parser.add_argument("--manual_dir", default="", help="folder with files that cannot be downloaded")

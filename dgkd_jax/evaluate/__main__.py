@@ -48,7 +48,10 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m dgkd_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m dgkd_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example="python -m dgkd_jax.evaluate --workdir=runs/mnist5k/dgkd-seed0 --data=corruptions,scrambled-4",
     )
     parser.add_argument("--workdir", required=True, type=epath.Path, help="of a finished or running run")
     parser.add_argument("--data", required=True, metavar="NAME[,NAME…]", help="what to evaluate on")

@@ -37,7 +37,10 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m dgkd_jax.parity", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m dgkd_jax.parity",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        example="python -m dgkd_jax.parity losses",
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
     commands.add_parser("losses", help="every loss, convention and gradient over a grid of batches")

@@ -17,7 +17,10 @@ from dgkd_jax.report.compose import write
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = ArgumentParser(
-        prog="python -m dgkd_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m dgkd_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example="python -m dgkd_jax.report runs/mnist5k",
     )
     parser.add_argument("workdir", nargs="+", metavar="WORKDIR", help="of a run, or a folder with several beneath it")
     parser.add_argument("--output", metavar="DIR", help="default: WORKDIR/report of the first")

@@ -106,14 +106,38 @@ def check_same_run(recorded: dict[str, Any], config: ConfigDict, *, workdir: Any
     Raises:
         BadInput: names each key that differs, with both values.
     """
-    current = identity(config)
-    differing = [key for key in sorted(recorded | current) if recorded.get(key) != current.get(key)]
-    if differing:
-        changes = ", ".join(f"{key}={recorded.get(key)!r} there, {current.get(key)!r} here" for key in differing)
+    if changes := _changes(recorded, config):
         raise BadInput(
             f"{workdir} holds a run with another configuration ({changes}). "
-            "Give another folder (--workdir, or --config.teacher.workdir for a teacher), or remove this one."
+            "Give another folder, --workdir=DIR, or remove this one."
         )
+
+
+def check_same_teacher(recorded: dict[str, Any], config: ConfigDict, *, workdir: Any) -> None:
+    """Refuse to use a teacher that was trained otherwise than this config says.
+
+    Args:
+        recorded: `identity` of the config that the teacher was trained with.
+        config: of the student; the keys are named as it spells them.
+
+    Raises:
+        BadInput: names each key that differs, with both values, and the ways out.
+    """
+    if changes := _changes(recorded, of_teacher(config), spelled=_TEACHERS_KEYS):
+        raise BadInput(
+            f"{workdir} holds a teacher that was trained with other settings ({changes}). Train another beside it: "
+            "--config.teacher.workdir=DIR. Or keep it: python -m dgkd_jax.torch_port export "
+            f"--workdir={workdir} --output=teacher.safetensors, then --config.teacher.weights=teacher.safetensors"
+        )
+
+
+def _changes(recorded: dict[str, Any], config: ConfigDict, *, spelled: Mapping[str, str] | None = None) -> str:
+    current = identity(config)
+    return ", ".join(
+        f"{(spelled or {}).get(key, key)}={recorded.get(key)!r} there, {current.get(key)!r} here"
+        for key in sorted(recorded | current)
+        if recorded.get(key) != current.get(key)
+    )
 
 
 def with_method(config: ConfigDict, method: str) -> ConfigDict:
@@ -123,16 +147,23 @@ def with_method(config: ConfigDict, method: str) -> ConfigDict:
     return config
 
 
+# Key of the teacher's own training -> key of the student's config that sets it.
+_TEACHERS_KEYS = {
+    "seed": "teacher.seed",
+    "epochs": "teacher.epochs",
+    "optimizer.learning_rate": "teacher.learning_rate",
+    "student.model": "teacher.model",
+    "student.dtype": "teacher.dtype",
+}
+
+
 def of_teacher(config: ConfigDict) -> ConfigDict:
     """The config of the teacher's own training: cross-entropy with this run's data and optimizer."""
     teacher = config.copy_and_resolve_references()
     with teacher.unlocked():
         teacher.method = "ce"
-        teacher.seed = config.teacher.seed
-        teacher.epochs = config.teacher.epochs
-        teacher.optimizer.learning_rate = config.teacher.learning_rate
-        teacher.student.model = config.teacher.model
-        teacher.student.dtype = config.teacher.dtype
+        given = flatten(config)
+        teacher.update_from_flattened_dict({key: given[setting] for key, setting in _TEACHERS_KEYS.items()})
         teacher.data.mean = config.teacher.mean or config.data.mean
         teacher.data.std = config.teacher.std or config.data.std
     return teacher

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -124,13 +124,21 @@ def check(folder: epath.Path, config: ConfigDict) -> bool:
     Raises:
         BadInput: it belongs to a run with another config; the message names the keys that differ.
     """
+    recorded = identity_of(folder)
+    if recorded is None:
+        return False
+    config_rules.check_same_run(recorded, config, workdir=folder)
+    return True
+
+
+def identity_of(folder: epath.Path) -> dict[str, Any] | None:
+    """`config.identity` of the run that a folder belongs to; None: it belongs to none yet."""
     try:
         recorded = ConfigDict(json.loads((folder / "config.json").read_text()))
         json.loads((folder / "student.json").read_text())
     except (FileNotFoundError, ValueError):
-        return False  # missing or half-written; checkpoints record their config too
-    config_rules.check_same_run(config_rules.identity(recorded), config, workdir=folder)
-    return True
+        return None  # missing or half-written; checkpoints record their config too
+    return config_rules.identity(recorded)
 
 
 def claim(folder: epath.Path, config: ConfigDict, source: Source, student: Network) -> None:

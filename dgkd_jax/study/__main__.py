@@ -81,7 +81,11 @@ def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m dgkd_jax.study", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m dgkd_jax.study",
+        description=__doc__.splitlines()[0],
+        example="python -m dgkd_jax.study --config=configs/study/mnist5k.py --workers=2 --seeds=0,1",
+    )
     parser.add_argument("--config", required=True, action="append", metavar="FILE", help="of configs/study")
     parser.add_argument("--results", metavar="FILE", help="run nothing, write what these studies found")
     parser.add_argument("--workers", type=int, default=1, help="runs beside each other; one per device or core")

@@ -20,6 +20,8 @@ from dgkd_jax.runs.student import Student, read, step_argument
 from dgkd_jax.torch_port import convert
 from dgkd_jax.torch_port import files as weight_files
 
+_EXAMPLE = "python -m dgkd_jax.torch_port export --workdir=runs/mnist5k/dgkd-seed0 --output=student.safetensors"
+
 
 def encode(student: Student, *, suffix: str) -> bytes:
     """The content of a weight file in PyTorch's names and layout, with metadata.
@@ -62,10 +64,13 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m dgkd_jax.torch_port")
+    parser = ArgumentParser(prog="python -m dgkd_jax.torch_port", example=_EXAMPLE)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser(
-        "export", help="write the student of a work directory for PyTorch", description=__doc__.splitlines()[0]
+        "export",
+        help="write the student of a work directory for PyTorch",
+        description=__doc__.splitlines()[0],
+        example=_EXAMPLE,
     )
     export.add_argument("--workdir", required=True, type=epath.Path, help="of a finished or running run")
     export.add_argument("--output", required=True, type=epath.Path, help="FILE.safetensors or FILE.npz")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -69,20 +70,12 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         mesh: all devices.
         teacher: None where the method needs none.
     """
-    steps_per_epoch = source.steps_per_epoch(config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
-    learning_rate = optimizer_lib.learning_rate_schedule(
-        config.schedule,
-        peak=config.optimizer.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-    )
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, learning_rate)
+    steps_per_epoch, total_steps = _length(config, source)
+    optimizer, learning_rate = _optimizer(config, source)
     model, student = student_of(config, source)
     method = methods.from_config(config)
     variables = models.initialise(model, source.image_shape, config.seed)
-    initial = state.create(variables, optimizer, ema=config.optimizer.ema_decay > 0, metric_names=metric_names(method))
-    current = sharding.place(initial, mesh)
+    current = sharding.place(_initial(config, variables, optimizer), mesh)
     one_step = functools.partial(
         train_step,
         student=student,
@@ -114,6 +107,44 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         total_steps=total_steps,
     )
     return program, current
+
+
+def bytes_of_state(config: ConfigDict, source: Source) -> int:
+    """The size of the state of a run, and nearly that of one of its checkpoints.
+
+    Raises:
+        BadInput: as `student_of`.
+    """
+    model, _ = student_of(config, source)
+    optimizer, _ = _optimizer(config, source)
+    variables = models.shapes(model, source.image_shape)
+    shapes = jax.eval_shape(lambda variables: _initial(config, variables, optimizer), variables)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _initial(
+    config: ConfigDict, variables: dict[str, Any], optimizer: optax.GradientTransformation
+) -> state.TrainState:
+    names = metric_names(methods.from_config(config))
+    return state.create(variables, optimizer, ema=config.optimizer.ema_decay > 0, metric_names=names)
+
+
+def _length(config: ConfigDict, source: Source) -> tuple[int, int]:
+    """Steps in an epoch, and in the run."""
+    steps_per_epoch = source.steps_per_epoch(config.batch_size)
+    return steps_per_epoch, config.epochs * steps_per_epoch
+
+
+def _optimizer(config: ConfigDict, source: Source) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer, and its learning rate by the number of steps done."""
+    steps_per_epoch, total_steps = _length(config, source)
+    learning_rate = optimizer_lib.learning_rate_schedule(
+        config.schedule,
+        peak=config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+    return optimizer_lib.make_optimizer(config.optimizer, learning_rate), learning_rate
 
 
 def steps_on_device(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from dgkd_jax.runs.record import History, Record, TaughtBy
 from dgkd_jax.training import nonfinite
 from dgkd_jax.training.build import Program, build
 from dgkd_jax.training.cached_logits.teacher import live, taught_by
+from dgkd_jax.training.checks import check_batch
 from dgkd_jax.training.feed import OnDevice, Streamed, feed
 from dgkd_jax.training.monitor.recorder import Recorder
 from dgkd_jax.training.monitor.timing import Timing
@@ -86,7 +86,7 @@ def fit(
     """
     spent = Timing()
     with spent.measure("init"):
-        _check_batch(config, mesh)
+        check_batch(config, mesh)
         program, initial = build(config, source, mesh, teacher)
     run = _Run(
         config=config,
@@ -369,12 +369,3 @@ def ends_of_calls(done: int, total: int, *, every: Iterable[int], most: int) -> 
         due = [done - done % period + period for period in every]
         done = min(total, done + most, *due)
         yield done
-
-
-def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    if config.batch_size % mesh.size:
-        fits = math.ceil(config.batch_size / mesh.size) * mesh.size
-        raise BadInput(
-            f"config.batch_size={config.batch_size} must be a multiple of the number of devices, {mesh.size}: "
-            f"try --config.batch_size={fits}"
-        )

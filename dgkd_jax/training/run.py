@@ -17,7 +17,7 @@ from dgkd_jax.methods import METHODS, from_config
 from dgkd_jax.runs import config as config_rules
 from dgkd_jax.runs import sharding
 from dgkd_jax.runs import workdir as workdir_lib
-from dgkd_jax.training import loop, result
+from dgkd_jax.training import checks, loop, result
 from dgkd_jax.training.cached_logits import source as cached_logits
 from dgkd_jax.training.cached_logits.teacher import CachedTeacher
 from dgkd_jax.training.teacher import Taught, check_weights, missing_weights, teach, try_teacher
@@ -44,7 +44,10 @@ def run(
     targets = {name: _target(config, name, workdir) for name in names}
     for folder in (*targets.values(), *_teachers_folder(config, names)):
         workdir_lib.check_writable(folder)
-    source, mesh, taught = prepare(config, names, stop=stop)
+    source, mesh = open_data(config, names)
+    for name, target in targets.items():
+        checks.check(config_rules.with_method(config, name), target, source, mesh)
+    taught = _teach(config, names, source, mesh, stop)
     cache = _open_cache(config, names, source, taught) if taught and config.teacher.cache else None
     if taught and any(loop.latest_step(targets[name]) is None for name in _taught_methods(names)):
         try_teacher(config, taught, source, mesh)
@@ -76,14 +79,28 @@ def prepare(
     Raises:
         As for `run`.
     """
-    needs_teacher = bool(_taught_methods(names))
-    _check_present(config, needs_teacher=needs_teacher)
+    source, mesh = open_data(config, names)
+    return source, mesh, _teach(config, names, source, mesh, stop)
+
+
+def open_data(config: ConfigDict, names: Iterable[str]) -> tuple[Source, Mesh]:
+    """The data set and the devices, once all that only the user can provide is found to be there.
+
+    Raises:
+        BadInput: the data set, the teacher's weights or its cache is missing or cannot be used.
+    """
+    _check_present(config, needs_teacher=bool(_taught_methods(names)))
     try:
         mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
     except ValueError as error:
         raise BadInput(f"config.{error}") from error
-    source = open_source(config.data)
-    return source, mesh, teach(config, root_of(config), source, mesh, stop) if needs_teacher else None
+    return open_source(config.data), mesh
+
+
+def _teach(
+    config: ConfigDict, names: Iterable[str], source: Source, mesh: Mesh, stop: Callable[[], bool]
+) -> Taught | None:
+    return teach(config, root_of(config), source, mesh, stop) if _taught_methods(names) else None
 
 
 def _taught_methods(names: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from dgkd_jax.models import network
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import checkpoint, sharding
 from dgkd_jax.runs import config as config_rules
+from dgkd_jax.runs import workdir as workdir_lib
 from dgkd_jax.torch_port import files as weight_files
 from dgkd_jax.training import loop
 
@@ -104,6 +105,8 @@ def _trained(
     std: tuple[float, ...],
 ) -> Taught:
     workdir = epath.Path(config.teacher.workdir) if config.teacher.workdir else root / "teacher"
+    if recorded := workdir_lib.identity_of(workdir):
+        config_rules.check_same_teacher(recorded, config, workdir=workdir)
     trained = loop.fit(config_rules.of_teacher(config), workdir=workdir, source=source, mesh=mesh, wait=True, stop=stop)
     history = trained.history
     accuracies = {"last_accuracy": history.last_accuracy, "best_accuracy": history.best_accuracy}
