@@ -74,6 +74,8 @@ format: $(TEST_READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## make clean   remove the environment and caches (runs/ stays)
+## make clean   remove the environment and caches; says what it leaves (runs, data sets, compiled programs)
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache *.egg-info
+	@for folder in runs "$${TFDS_DATA_DIR:-$$HOME/tensorflow_datasets}" "$$HOME/.cache/dgkd_jax"; do \
+	  if [ -e "$$folder" ]; then echo "left: $$(du -sh "$$folder" | tr '\t' ' ')"; fi; done
