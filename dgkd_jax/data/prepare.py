@@ -108,6 +108,10 @@ def prepare(data: Any, builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBu
         flush=True,
     )
     _remove_abandoned(builder)
+    if data.name in ("image_folder", "tiny_imagenet"):
+        is_folder = data.name == "image_folder"
+        listing = builder.listing if is_folder else image_files.list_tiny_imagenet(builder.folder)
+        image_files.check_images(listing, allowed=data.max_bad_images)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(manual_dir=_manual_dir(data, builder))
@@ -201,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help=", ".join(catalogue.NAMES))
     parser.add_argument("--data_dir", default="", help="TFDS's folder; default $TFDS_DATA_DIR or ~/tensorflow_datasets")
     parser.add_argument("--manual_dir", default="", help="folder with files that cannot be downloaded")
+    parser.add_argument("--max_bad_images", type=int, default=0, help="damaged training images that are tolerated; 0")
     parser.add_argument("--statistics", action="store_true", help="mean and deviation of the training pixels")
 
     def work() -> None:
@@ -212,7 +217,13 @@ def main(argv: list[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> None:
     for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
         os.environ.setdefault(name, value)  # before TensorFlow is imported: silences its messages
-    data = SimpleNamespace(name=options.name, dir=options.data_dir, manual_dir=options.manual_dir, download=True)
+    data = SimpleNamespace(
+        name=options.name,
+        dir=options.data_dir,
+        manual_dir=options.manual_dir,
+        max_bad_images=options.max_bad_images,
+        download=True,
+    )
     builder = prepare(data, find_builder(data))
     sizes = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
     print(f"{options.name} in {builder.data_dir}: {sizes}")

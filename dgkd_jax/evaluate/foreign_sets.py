@@ -107,6 +107,7 @@ def open_folder(folder: str, *, run: Source, data: Any) -> TestSet:
     builder = image_files.ImageFolder(listing=listing, data_dir=data_dir)
     match_classes(listing.classes, _class_names(data), run.num_classes, what=f"image_folder:{folder}")  # before copying
     if not prepare.is_prepared(builder):
+        image_files.check_images(listing, allowed=0)
         _build(f"image_folder:{folder}", builder, data)
         builder = image_files.ImageFolder(listing=listing, data_dir=data_dir)
     return _open(f"image_folder:{folder}", builder, "test", run=run, data=data)

@@ -285,11 +285,46 @@ def test_image_folder_refuses_empty_and_unknown_classes(section, folder):
         open_source(data)
 
 
-def test_an_image_that_cannot_be_decoded_is_named_as_bad_input(section, folder):
-    (folder / "train" / "zebra" / "a.png").write_bytes(b"\x89PNG nonsense")
-    source = open_source(folder_section(section, folder))
-    with pytest.raises(BadInput, match=r"image_folder in .* 1 training image.s. cannot be decoded, .*__\d+\. Mend"):
-        next(source.train_batches(seed=0, batch_size=3, start_step=0))
+def jpeg() -> bytes:
+    return tf.io.encode_jpeg(np.full((8, 8, 3), 99, np.uint8)).numpy()
+
+
+DAMAGED = {
+    "a.png": (b"\x89PNG nonsense", "no JPEG or PNG that can be decoded"),
+    "cut.jpg": (jpeg()[:-40], f"a JPEG that is cut off after {len(jpeg()) - 40} bytes"),
+    "empty.jpg": (b"", "it is empty"),
+    "text.jpg": (b"hello", "no JPEG or PNG that can be decoded"),
+}
+
+
+def test_all_images_that_cannot_be_decoded_are_named_when_the_set_is_built(section, folder, tmp_path, capfd):
+    (folder / "train" / "zebra" / "whole.jpg").write_bytes(jpeg())
+    for name, (content, _) in DAMAGED.items():
+        (folder / "train" / "zebra" / name).write_bytes(content)
+    with pytest.raises(BadInput) as refused:
+        open_source(folder_section(section, folder, max_bad_images=3))
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "4 of 9 images cannot be used:"
+    assert lines[1:5] == [f"  {folder}/train/zebra/{name}: {DAMAGED[name][1]}" for name in sorted(DAMAGED)]
+    assert lines[5:] == ["Mend or remove them, or allow --config.data.max_bad_images=4 in training"]
+    assert len(capfd.readouterr().err.splitlines()) == 2  # what is done, and nothing of TensorFlow's
+    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+
+
+def test_damaged_training_images_may_be_allowed_but_not_damaged_evaluation_images(section, folder):
+    (folder / "train" / "zebra" / "a.png").write_bytes(b"")
+    open_source(folder_section(section, folder, max_bad_images=1))
+    (folder / "val" / "zebra" / "b.png").write_bytes(b"")
+    with pytest.raises(BadInput, match="val/zebra/b.png: it is empty\nMend or remove them$"):
+        open_source(folder_section(section, folder, max_bad_images=1))
+
+
+def test_a_link_that_leads_back_to_itself_is_no_class_and_no_image(section, folder):
+    (folder / "train" / "loop").symlink_to("loop")
+    assert open_source(folder_section(section, folder)).num_classes == 2
+    (folder / "train" / "zebra" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(BadInput, match="loop.png: cannot be read: Too many levels of symbolic links"):
+        open_source(folder_section(section, folder))
 
 
 @pytest.mark.parametrize("damage", ["cut short", "gone"])

@@ -25,8 +25,9 @@ def damaged(root, *, which, how):
 
     def source(**values):
         data = default.get_config().data
-        values = {"image_size": 32, "shuffle_buffer": 0} | values
-        data.update(name="image_folder", dir=str(root / "tfds"), manual_dir=str(root), **values)
+        data.update(name="image_folder", dir=str(root / "tfds"), manual_dir=str(root), image_size=32, max_bad_images=12)
+        open_source(data)  # built with whatever damage is there
+        data.update({"shuffle_buffer": 0, "max_bad_images": 0} | values)
         return open_source(data)
 
     return source

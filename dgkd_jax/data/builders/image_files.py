@@ -5,8 +5,10 @@ the copy, but that builder supports neither a shuffle seed nor a part of a split
 on the network disks that pods read from. The records are written in an order that mixes the classes.
 """
 
+import concurrent.futures
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,11 @@ _EVAL_NAMES = {"validation": "validation", "val": "validation", "test": "test"} 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _CLASSES_FILE = "classes.txt"
 _TINY_CLASSES = 200
+_JPEG_BEGINS, _JPEG_ENDS = b"\xff\xd8\xff", b"\xff\xd9"
+# What TensorFlow decodes, whatever the file's name.
+_IMAGES_BEGIN = (_JPEG_BEGINS, b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+_NO_IMAGE = "no JPEG or PNG that can be decoded"
+_MOST_NAMED = 1000  # damaged files
 
 
 class Listing(NamedTuple):
@@ -32,8 +39,67 @@ class Listing(NamedTuple):
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for split, images in self.splits.items():
             for path, label in images:
-                digest.update(f"{split}\0{label}\0{path.relative_to(folder)}\0{path.stat().st_size}\n".encode())
+                digest.update(f"{split}\0{label}\0{path.relative_to(folder)}\0{_size(path)}\n".encode())
         return digest.hexdigest()[:12]
+
+
+def check_images(listing: Listing, *, allowed: int) -> None:
+    """Decode every image once, so that damaged files are found before they are copied.
+
+    Args:
+        allowed: training images that may be damaged: training replaces them by their neighbours.
+
+    Raises:
+        BadInput: names all damaged files if there are more, or if one is to be evaluated on.
+    """
+    damaged, count = {}, sum(map(len, listing.splits.values()))
+    print(f"checking {count:,} images", file=sys.stderr, flush=True)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        for split, images in listing.splits.items():
+            paths = [path for path, _ in images]
+            reasons = zip(paths, threads.map(_problem_with, paths), strict=True)
+            damaged[split] = {path: reason for path, reason in reasons if reason}
+    training = damaged.get("train", {})
+    others = {path: reason for split, found in damaged.items() if split != "train" for path, reason in found.items()}
+    shown = (training if len(training) > allowed else {}) | others
+    if shown:
+        lines = [f"  {path}: {reason}" for path, reason in shown.items()]
+        more = [f"  and {len(lines) - _MOST_NAMED:,} more"] if len(lines) > _MOST_NAMED else []
+        raise BadInput(
+            "\n".join([f"{len(shown):,} of {count:,} images cannot be used:", *lines[:_MOST_NAMED], *more])
+            + "\nMend or remove them"
+            + (f", or allow --config.data.max_bad_images={len(training)} in training" if not others else "")
+        )
+
+
+def _problem_with(path: Path) -> str:
+    """Why a file cannot be decoded; "" if it can."""
+    import tensorflow as tf
+
+    from dgkd_jax.data import augment
+
+    try:
+        content = path.read_bytes()
+        # Decoding what is none of these, libjpeg writes lines of its own.
+        if not content:
+            return "it is empty"
+        if not content.startswith(_IMAGES_BEGIN):
+            return _NO_IMAGE
+        if content.startswith(_JPEG_BEGINS) and _JPEG_ENDS not in content:
+            return f"a JPEG that is cut off after {len(content):,} bytes"
+        augment.decode(tf.constant(content), channels=3)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except tf.errors.InvalidArgumentError:
+        return _NO_IMAGE
+    return ""
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def list_folder(folder: Path) -> Listing:
@@ -130,17 +196,17 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, listing: Listing, **kwargs):
-        self._listing = listing
+        self.listing = listing
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return _info(self, tfds.features.ClassLabel(names=self._listing.classes))
+        return _info(self, tfds.features.ClassLabel(names=self.listing.classes))
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split) for split in self._listing.splits}
+        return {split: self._generate_examples(split) for split in self.listing.splits}
 
     def _generate_examples(self, split: str) -> Iterator:
-        return _examples(self._listing, split)
+        return _examples(self.listing, split)
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
@@ -184,7 +250,14 @@ def _examples(listing: Listing, split: str) -> Iterator:
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
 
 
 def _images(folder: Path) -> list[Path]:
