@@ -29,9 +29,12 @@ demo: $(READY)
 	$(BIN)/python -m dgkd_jax.main --config=configs/mnist5k.py
 	$(BIN)/python -m dgkd_jax.main --config=configs/mnist5k.py --config.method=all
 
+# Half of the tests' time is XLA compiling programs that run once or twice: compile them quickly, to slower code. The
+# other targets, and pytest by itself, compile as users do.
+QUICK_COMPILE := --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false
 ## make test    run the tests
 test: $(TEST_READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	XLA_FLAGS="$(QUICK_COMPILE) $$XLA_FLAGS" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 ## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left
 test-faults: $(TEST_READY)

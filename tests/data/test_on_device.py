@@ -185,7 +185,9 @@ def test_undecodable_images_leave_the_set_with_the_host(tmp_path):
             encoded = tf.io.encode_jpeg(np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)).numpy()
             path.write_bytes(encoded[: len(encoded) // 2] if (split, number) == ("train", 2) else encoded)
     data = default.get_config().data
-    data.update(name="image_folder", dir=str(tmp_path / "tfds"), manual_dir=str(tmp_path), image_size=32)
+    data.update(
+        name="image_folder", dir=str(tmp_path / "tfds"), manual_dir=str(tmp_path), image_size=32, max_bad_images=1
+    )
     assert open_source(data).train_set() is None
 
 

@@ -79,7 +79,7 @@ def test_a_teacher_that_sees_wrong_pixels_is_refused_before_the_first_step(broug
 
 def test_a_run_begins_with_what_its_teacher_knows(brought, tmp_path, capsys):
     run(brought, str(tmp_path / "run"))
-    first = capsys.readouterr().err.splitlines()[2]  # after the lines on building the data set
+    first = capsys.readouterr().err.splitlines()[3]  # after the lines on building the data set
     assert "teacher.npz: 100.00 % of the first 16 images of validation; pixel mean 0.9 0.1 0.5, std" in first
 
 
