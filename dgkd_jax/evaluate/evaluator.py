@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -18,6 +19,8 @@ from dgkd_jax.runs import sharding
 
 # With more classes their accuracies are left out: they would fill the metrics' line.
 MOST_CLASSES_LISTED = 1000
+
+MOST_REMEMBERED_BYTES = 1 << 29  # of a teacher's logits, over all devices: ImageNet's take 200 MB
 
 EMBEDDED = 2000  # number of examples whose features are kept, projected to two dimensions
 
@@ -78,12 +81,16 @@ class Evaluator:
     Args:
         mesh: all devices.
         batch_size: the largest global batch; it changes no result.
+        remembers_teacher: run a teacher over a set once, and keep its logits on the devices for the next evaluations of
+            students by the same teacher on the set of the same name, if they take at most `MOST_REMEMBERED_BYTES`.
     """
 
-    def __init__(self, mesh: Mesh, *, batch_size: int):
-        self._mesh, self._batch_size = mesh, batch_size
+    def __init__(self, mesh: Mesh, *, batch_size: int, remembers_teacher: bool = False):
+        self._mesh, self._batch_size, self._remembers_teacher = mesh, batch_size, remembers_teacher
+        self._remembered: dict[tuple[str, str], list[jax.Array]] = {}
         replicated, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         self._plain = jax.jit(plain_step, out_shardings=replicated)
+        self._ask = jax.jit(Network.logits, out_shardings=by_row)
         self._full = jax.jit(full_step, static_argnames="classes", out_shardings=(replicated, by_row))
         self._add = jax.jit(metrics.merge, donate_argnums=0)
         self._gather = jax.jit(lambda rows: rows, out_shardings=replicated)
@@ -118,9 +125,13 @@ class Evaluator:
             RuntimeError: the batches did not hold each example exactly once.
         """
         sums, kept, examples = None, [], _Examples(chosen.num_examples)
+        asked = self._asked(teacher, chosen) if diagnose or by_example else None
         for batch, places in self._batches(chosen):
             if diagnose or by_example:
-                found, rows = self._full(student, teacher, batch, classes=chosen.classes)
+                if asked is not None:
+                    batch = batch | {"teacher_logits": asked(batch)}
+                beside = teacher if asked is None else _Known()
+                found, rows = self._full(student, beside, batch, classes=chosen.classes)
                 if diagnose:
                     kept.append(rows)
                 if by_example:
@@ -133,12 +144,21 @@ class Evaluator:
         counted = 0 if sums is None else int(sums.means["accuracy"][1])
         if counted != chosen.num_examples:
             raise RuntimeError(f"evaluation counted {counted} examples where the set has {chosen.num_examples}")
+        if asked is not None and asked.logits is not None:
+            self._remembered[chosen.name, teacher.fingerprint] = asked.logits
         found = metrics.compute(sums.means)
         if diagnose:
             found |= self._diagnosis(student, sums, kept)
         else:
             found = {name: found[name] for name in ("accuracy", "ce")}
         return Evaluation(found, examples.rows() if by_example else None)
+
+    def _asked(self, teacher: Network | None, chosen: EvaluationSet) -> "_Asked | None":
+        """Gives the teacher's logits batch by batch, remembered or new; None: the teacher is run with the student."""
+        if not self._remembers_teacher or teacher is None or teacher.fingerprint is None:
+            return None
+        remembered = self._remembered.get((chosen.name, teacher.fingerprint))
+        return _Asked(lambda batch: self._ask(teacher, batch), remembered)
 
     def count(self, network: Network, chosen: EvaluationSet, *, batches: int) -> tuple[int, int]:
         """(correct answers, examples) in the first `batches` batches of a set, at least one."""
@@ -188,6 +208,30 @@ class Evaluator:
             sharding.wait_if_needed(scattered)
         weights = jax.device_get(self._classifier(student.variables))
         return collapse.measures(sums, jax.device_get(scattered), means=means, classifier=weights)
+
+
+@flax.struct.dataclass
+class _Known:
+    """A teacher whose logits are in the batch."""
+
+    def logits(self, batch: dict[str, jax.Array]) -> jax.Array:
+        return batch["teacher_logits"]
+
+
+class _Asked:
+    """A teacher's logits of one batch after the other; they are the same batches each time."""
+
+    def __init__(self, ask: Callable[[dict[str, jax.Array]], jax.Array], remembered: list[jax.Array] | None):
+        self._ask, self._left = ask, None if remembered is None else iter(remembered)
+        self.logits: list[jax.Array] | None = []  # None: they are too large to be kept
+
+    def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
+        logits = self._ask(batch) if self._left is None else next(self._left)
+        if self.logits is not None:
+            self.logits.append(logits)
+            if sum(each.nbytes for each in self.logits) > MOST_REMEMBERED_BYTES:
+                self.logits = None
+        return logits
 
 
 class _Examples:

@@ -51,7 +51,7 @@ def full_step(
 
     Args:
         student: its `apply` must give features too.
-        teacher: None: no comparison.
+        teacher: a `Network`, or whatever else gives `logits(batch)`; None: no comparison.
         batch: as for `plain_step`.
         classes: the network's classes to choose among, ascending; None: all. All measurements use only these logits.
 

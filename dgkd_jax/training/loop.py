@@ -94,7 +94,7 @@ def fit(
         program=program,
         source=source,
         mesh=mesh,
-        evaluator=Evaluator(mesh, batch_size=config.eval_batch_size),
+        evaluator=Evaluator(mesh, batch_size=config.eval_batch_size, remembers_teacher=True),
         beside=beside or live(teacher),
         leave_examples=leave_examples,
         which=which,

@@ -215,3 +215,30 @@ def test_large_sets_keep_2000_features_spread_evenly():
     np.testing.assert_array_equal(rows["embedding_label"], kept % 2)
     with pytest.raises(RuntimeError, match="counted 4500 examples where the set has 4800"):
         evaluate(network, EvaluationSet("large", 4800, batches), by_example=True)
+
+
+def test_a_teacher_is_run_over_a_set_once_if_it_is_to_be_remembered(networks, split, one_device, monkeypatch):
+    """A second evaluation gives the first one's numbers although the teacher's weights are gone meanwhile."""
+    (student, variables), (teacher, teacher_variables) = networks
+    learner = Network(student.apply, sharding.place(variables, one_device), MEAN, STD)
+    placed = sharding.place(teacher_variables, one_device)
+    taught_by = Network(teacher.apply, placed, MEAN, STD, fingerprint="one")
+    gone = taught_by.with_variables(jax.tree.map(jnp.zeros_like, placed))
+
+    def found(evaluate, beside, **options):
+        evaluation = evaluate(learner, set_of(split), teacher=beside, diagnose=True, **options)
+        return evaluation and evaluation.metrics["logit_msd"]
+
+    evaluate = Evaluator(one_device, batch_size=BATCH, remembers_teacher=True)
+    assert found(evaluate, gone, stop=lambda: True) is None  # a stopped evaluation is not remembered
+    first = found(evaluate, taught_by)
+    assert found(evaluate, gone) == first
+    assert found(evaluate, gone.replace(fingerprint="another")) != pytest.approx(first)
+    # Without remembering, student and teacher are one program, which may round otherwise.
+    each_time = Evaluator(one_device, batch_size=BATCH)
+    assert found(each_time, taught_by) == pytest.approx(first, rel=1e-5)
+    assert found(each_time, gone) != pytest.approx(first)
+    monkeypatch.setattr(evaluator, "MOST_REMEMBERED_BYTES", 4 * CLASSES * BATCH)  # one batch's
+    evaluate = Evaluator(one_device, batch_size=BATCH, remembers_teacher=True)
+    assert found(evaluate, taught_by) == first
+    assert found(evaluate, gone) != pytest.approx(first)
