@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from dgkd_jax.data import catalogue
+from dgkd_jax.data import catalogue, quiet
 from dgkd_jax.data.builders import fashion_mnist, image_files, mnist5k
 from dgkd_jax.data.hosts import resolves
 from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
@@ -215,8 +215,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(options: argparse.Namespace) -> None:
-    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
-        os.environ.setdefault(name, value)  # before TensorFlow is imported: silences its messages
+    quiet.for_good()
     data = SimpleNamespace(
         name=options.name,
         dir=options.data_dir,

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from dgkd_jax.data import quiet
 from dgkd_jax.errors import ArgumentParser, exit_code_of
 from dgkd_jax.evaluate import per_example
 from dgkd_jax.evaluate.evaluator import Evaluator
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
 
     def work() -> None:
-        launch.quiet_tensorflow()
+        quiet.for_good()
         logging.getLogger().setLevel(logging.ERROR)
         print(_evaluate(_parser().parse_args(argv)))
 

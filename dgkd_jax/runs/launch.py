@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict, config_flags
 
 from dgkd_jax import errors
+from dgkd_jax.data import quiet
 from dgkd_jax.runs import command_line, config
 from dgkd_jax.runs.interruption import Interruption
 
@@ -50,23 +51,13 @@ def _check_returned(settings: object) -> None:
 
 def set_up(settings: ConfigDict) -> None:
     """Apply the process's settings: log levels, compilation cache, precision."""
-    quiet_tensorflow()
+    quiet.for_good()
     logging.getLogger().setLevel(logging.WARNING)
-    # TFDS warns about its own actions; Orbax about intended ones, and about errors that it raises anyway.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same errors of Orbax once more, after our message
     use_compilation_cache(settings)
     if settings.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
     if "float64" in (settings.student.dtype, settings.teacher.dtype):
         jax.config.update("jax_enable_x64", True)
-
-
-def quiet_tensorflow() -> None:
-    """Silence TensorFlow; call before it is imported. It only reads data here, and its notes on CPUs are noise."""
-    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
-        os.environ.setdefault(name, value)
 
 
 def use_compilation_cache(settings: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dgkd_jax.data import quiet
 from dgkd_jax.data.open import missing, open_source
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput
@@ -23,6 +24,7 @@ from dgkd_jax.training.cached_logits.teacher import CachedTeacher
 from dgkd_jax.training.teacher import Taught, check_weights, missing_weights, teach, try_teacher
 
 
+@quiet.meanwhile()
 def run(
     config: ConfigDict, workdir: str | None = None, *, stop: Callable[[], bool] = lambda: False
 ) -> list[dict[str, Any]]:

@@ -1,0 +1,32 @@
+"""Silences what TensorFlow, TFDS and Orbax tell of themselves; errors that a user must see are raised."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+_LEVELS = {
+    "tensorflow": logging.ERROR,  # TFDS warns about its own actions under this name
+    "absl": logging.CRITICAL,  # Orbax warns about intended actions, and about errors that it raises anyway
+    "asyncio": logging.CRITICAL,  # the same errors of Orbax once more, after our message
+}
+
+
+def for_good() -> None:
+    """In this process from now on, and best before TensorFlow is imported: it only reads data here."""
+    for name, value in {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}.items():
+        os.environ.setdefault(name, value)
+    for name, level in _LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def meanwhile() -> Iterator[None]:
+    """While the `with` block runs: for use within a program of someone else's. The loggers' levels come back."""
+    before = {name: logging.getLogger(name).level for name in _LEVELS}
+    for_good()
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

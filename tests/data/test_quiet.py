@@ -1,0 +1,46 @@
+"""Other libraries' notes are silenced in a command for good, and in another program only meanwhile."""
+
+import logging
+import os
+
+import pytest
+
+from dgkd_jax.data import quiet
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    names = ("tensorflow", "absl", "asyncio")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.INFO)
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def heard(caplog) -> list[str]:
+    caplog.clear()
+    logging.getLogger("tensorflow").warning("TFDS is building")
+    logging.getLogger("absl").warning("Orbax is saving")
+    logging.getLogger("another.library").warning("something else")
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_another_programs_loggers_are_as_before_afterwards_even_after_an_error(caplog):
+    with quiet.meanwhile():
+        assert heard(caplog) == ["something else"]
+    assert len(heard(caplog)) == 3
+    with pytest.raises(KeyError), quiet.meanwhile():
+        raise KeyError
+    assert len(heard(caplog)) == 3
+
+
+def test_a_command_is_quiet_for_good_but_a_users_own_choice_stays(caplog, monkeypatch):
+    quiet.for_good()
+    assert heard(caplog) == ["something else"]
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    quiet.for_good()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
