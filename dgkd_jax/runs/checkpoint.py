@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import zlib
 from collections.abc import Callable
@@ -109,11 +110,16 @@ class Checkpoints:
         directory: created if missing.
         keep: number of newest checkpoints to keep, in addition to the one with the best score.
         read_only: change nothing on disk, so that a running run's folder can be read.
+
+    Raises:
+        BadInput: a step's folder is a symbolic link, which could not be deleted later; not if `read_only`.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, read_only: bool = False):
         self.directory = epath.Path(directory).resolve()
         self._read_only = read_only
+        if not read_only:
+            self._refuse_links()
         by_score = policies.BestN(
             get_metric_fn=lambda metrics: (metrics["score"], -metrics["step"]),  # the earliest of equal scores
             n=1,
@@ -132,6 +138,17 @@ class Checkpoints:
                 read_only=read_only,
             ),
         )
+
+    def _refuse_links(self) -> None:
+        if "://" in str(self.directory) or not self.directory.exists():
+            return
+        for entry in os.scandir(self.directory):
+            if entry.is_symlink():
+                raise BadInput(
+                    f"{entry.path} is a symbolic link; a run deletes its old checkpoints, and would not delete what is "
+                    f"elsewhere. Put the folder itself there: cp -rL {entry.name} copy && rm {entry.name} && "
+                    f"mv copy {entry.name}"
+                )
 
     def __enter__(self) -> "Checkpoints":
         return self

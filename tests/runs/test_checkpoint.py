@@ -57,6 +57,17 @@ def test_restored_state_is_bit_equal_and_keeps_its_record_and_sharding(tmp_path)
     assert restored.params["kernel"].sharding.mesh.size == 8
 
 
+def test_a_step_that_is_a_link_is_refused_before_it_would_have_to_be_deleted_but_can_be_read(tmp_path):
+    save(tmp_path / "c", [(5, 0.5)])
+    (tmp_path / "c" / "5").rename(tmp_path / "elsewhere")
+    (tmp_path / "c" / "5").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="c/5 is a symbolic link"):
+        checkpoint.Checkpoints(tmp_path / "c", keep=3)
+    with checkpoint.Checkpoints(tmp_path / "c", keep=3, read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore(make_state(0))
+    assert_bit_equal(restored, make_state(5))
+
+
 def test_without_a_pattern_a_state_is_read_as_it_was_saved(tmp_path):
     """As plain dictionaries, on one device, with nothing known of the run; and its digest is compared all the same."""
     save(tmp_path / "c", [(5, 0.5)])
