@@ -12,6 +12,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 import jax
 import numpy as np
 import pytest
+from counts import count
+
+
+@pytest.hookimpl(tryfirst=True)  # before the faults are left out
+def pytest_collection_modifyitems(config, items):
+    count(config, items)
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,7 @@ def test_the_command_writes_the_figures_and_says_where(coarse, tmp_path, capsys)
             assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

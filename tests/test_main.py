@@ -30,6 +30,7 @@ TINY = (
 )
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,6 +93,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
     assert captured.out == ""
 
 
+@pytest.mark.wrong_input
 def test_a_configuration_that_is_broken_is_named_with_its_line(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "from configs import default\n\ndef get_config():\n    return defualt.get_config()\n"
@@ -111,6 +113,7 @@ def test_help_lists_the_configurations_and_every_key(capsys):
     assert "--config.dgkd.epsilon=0.1\n" in shown
 
 
+@pytest.mark.wrong_input
 def test_without_imagenet_and_weights_one_message_says_what_to_do(tmp_path):
     """As a user starts it: a process of its own, exit code 2, no traceback, nothing left behind."""
     done = subprocess.run(
@@ -152,6 +155,7 @@ def _teacher_file(path, *, name="small_cnn_w24", classes=10, broken=None):
     path.write_bytes(weight_files.encode(entries, {}, suffix=path.suffix))
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -173,6 +177,7 @@ def test_a_teacher_that_cannot_be_used_is_one_line_and_exit_code_2(settings, mes
     assert error.count("\n") == 1
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_teachers_file_that_is_cut_off_is_one_line_and_exit_code_2(suffix, tmp_path, capsys):
     path = tmp_path / f"teacher{suffix}"
@@ -245,6 +250,7 @@ def test_the_demo_leaves_everything_and_reuses_the_teacher(tmp_path, digits, cap
     assert f"{100 * result['student']['last_accuracy']:.2f} %" in table
 
 
+@pytest.mark.wrong_input
 def test_a_teacher_trained_otherwise_is_refused(tmp_path, digits, capsys):
     arguments = (*SHORT, f"--config.data.dir={digits}", "--config.method=kd")
     assert run(*arguments) == 0

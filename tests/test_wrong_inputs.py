@@ -27,6 +27,7 @@ def refused(arguments, capsys) -> str:
     return captured.err
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -46,6 +47,7 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, messa
     assert message in refused(["--config=mine.py"], capsys)
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -89,6 +91,7 @@ def test_a_wrong_argument_is_named_with_what_to_do(arguments, message, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["configs"]  # nothing slow began, nothing is left
 
 
+@pytest.mark.wrong_input
 def test_a_name_that_is_near_nothing_is_given_no_suggestion(capsys):
     error = refused(["--config=configs/nosuch.py"], capsys)
     assert "did you mean" not in error
@@ -118,12 +121,14 @@ def no_teacher_is_trained(tmp_path) -> bool:
     return not list(tmp_path.glob("runs/*/teacher"))
 
 
+@pytest.mark.wrong_input
 def test_a_student_that_cannot_take_the_images_is_refused_before_the_teacher_is_trained(tmp_path, capsys):
     error = refused([MNIST, MOCK, "--config.student.model=vit_small_patch16_224"], capsys)
     assert "model vit_small_patch16_224 cannot take the images of mnist5k, 28x28x1" in error
     assert no_teacher_is_trained(tmp_path)
 
 
+@pytest.mark.wrong_input
 def test_a_folder_of_another_run_is_refused_before_the_teacher_is_trained(tmp_path, capsys):
     """Also where only a later method of `all` would use it."""
     folder = tmp_path / "runs" / "mnist5k-mock" / "logit_mse-seed0"
@@ -137,6 +142,7 @@ def test_a_folder_of_another_run_is_refused_before_the_teacher_is_trained(tmp_pa
     assert no_teacher_is_trained(tmp_path)
 
 
+@pytest.mark.wrong_input
 def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_teacher_is_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=30_000))
     error = refused([MNIST, MOCK, "--workdir=here"], capsys)

@@ -91,6 +91,7 @@ def test_losses_are_measured_without_torch_which_is_said(tmp_path):
     assert found["torch_over_ours"] is None
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("name", "argument", "message"),
     [

@@ -182,6 +182,7 @@ def test_fashion_mnist_refuses_other_files(section, idx_folder, content, message
     assert not prepare.is_prepared(prepare.find_builder(data))  # nothing half-built is left behind
 
 
+@pytest.mark.wrong_input
 def test_idx_file_that_is_not_gzip_is_refused(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(b"plain")
@@ -240,6 +241,7 @@ def test_classes_file_gives_the_labels_of_a_larger_network(section, folder):
     assert first_pixels(examples(open_source(data))) == [(4, 1), (5, 3), (7, 4)]
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -270,6 +272,7 @@ def test_image_folder_missing_says_what_was_looked_for(section, tmp_path, folder
     assert "found train" in missing(folder_section(section, folder))
 
 
+@pytest.mark.wrong_input
 def test_image_folder_refuses_empty_and_unknown_classes(section, folder):
     data = folder_section(section, folder)
     (folder / "train" / "empty").mkdir()
@@ -297,6 +300,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.wrong_input
 def test_all_images_that_cannot_be_decoded_are_named_when_the_set_is_built(section, folder, tmp_path, capfd):
     (folder / "train" / "zebra" / "whole.jpg").write_bytes(jpeg())
     for name, (content, _) in DAMAGED.items():
@@ -311,6 +315,7 @@ def test_all_images_that_cannot_be_decoded_are_named_when_the_set_is_built(secti
     assert not list((tmp_path / "data").rglob("*.tfrecord*"))
 
 
+@pytest.mark.wrong_input
 def test_damaged_training_images_may_be_allowed_but_not_damaged_evaluation_images(section, folder):
     (folder / "train" / "zebra" / "a.png").write_bytes(b"")
     open_source(folder_section(section, folder, max_bad_images=1))
@@ -376,6 +381,7 @@ def test_tiny_imagenet_labels_follow_the_order_of_the_wnids(section, tiny_folder
     assert missing(data) is None
 
 
+@pytest.mark.wrong_input
 def test_tiny_imagenet_that_is_not_whole_is_refused(section, tiny_folder):
     data = section("tiny_imagenet", manual_dir=str(tiny_folder))
     (tiny_folder / "val" / "images" / "val_1.JPEG").unlink()

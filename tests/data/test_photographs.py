@@ -39,6 +39,7 @@ def test_the_command_makes_a_folder_whose_labels_are_imagenets(tmp_path, package
     assert (folder / photographs.WEIGHTS).read_text() == "weights"
 
 
+@pytest.mark.wrong_input
 def test_what_cannot_be_copied_is_one_line_and_exit_code_2(tmp_path, packages, capsys):
     (tmp_path / "there").mkdir()
     assert photographs.main([str(tmp_path / "there")]) == 2

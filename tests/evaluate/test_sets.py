@@ -359,6 +359,7 @@ def test_foreign_images_are_brought_to_the_size_of_the_networks(tfds_folder):
     assert sorted(batch["image"][batch["mask"]][:, 8, 8, 0]) == [0, 40, 80, 120, 160, 200]
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [

@@ -89,6 +89,7 @@ def test_help_describes_the_dry_run_and_the_exit_code(script):
     assert "set -euo" not in done.stdout
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

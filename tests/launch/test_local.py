@@ -137,6 +137,7 @@ def test_the_code_is_that_of_the_process_that_failed_by_itself(ended, code):
     assert local.exit_code([local.Ended(*each) for each in ended]) == code
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

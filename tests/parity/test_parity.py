@@ -152,6 +152,7 @@ def _not_finite(value):
     return change
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -173,6 +174,7 @@ def test_weights_that_cannot_be_used_are_one_line_and_exit_code_2(settings, said
     assert error.count("\n") == 1
 
 
+@pytest.mark.wrong_input
 def test_a_weight_file_that_is_cut_off_or_absent_is_one_line_and_exit_code_2(tmp_path, capsys):
     path = _weight_file(tmp_path / "w.safetensors")
     path.write_bytes(path.read_bytes()[:-4])
@@ -189,6 +191,7 @@ def test_weights_that_fit_are_said_to_be_uncompared_without_torch(tmp_path, caps
     assert f"{path} was read and fits resnet8, but there is nothing to run it in" in capsys.readouterr().out
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -221,6 +224,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, said, capsys):
     assert printed.out == ""
 
 
+@pytest.mark.wrong_input
 def test_images_of_which_nothing_is_left_are_refused_with_the_layer(monkeypatch, capsys):
     small = functools.partial(convnext.ConvNeXt, stage_sizes=(1, 1, 1, 1), widths=(2, 2, 2, 2))
     monkeypatch.setitem(models._CONSTRUCTORS, "convnext_tiny", small)
@@ -230,6 +234,7 @@ def test_images_of_which_nothing_is_left_are_refused_with_the_layer(monkeypatch,
     assert error.count("\n") == 1
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize("arguments", [["losses"], ["training"], ["model", "--name=resnet8"]])
 def test_neither_torch_nor_fixtures_is_said_so(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(findings, "FIXTURES", tmp_path / "nowhere")
@@ -237,6 +242,7 @@ def test_neither_torch_nor_fixtures_is_said_so(arguments, tmp_path, monkeypatch,
     assert "neither torch nor the recorded figures" in capsys.readouterr().err
 
 
+@pytest.mark.wrong_input
 def test_an_output_that_cannot_be_written_is_said_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(losses, "run", lambda _: findings.Report("losses", "nothing", [], [], []))
     assert command.main(["losses", f"--output={tmp_path}/no/such/folder.json"]) == 2

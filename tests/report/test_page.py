@@ -225,6 +225,7 @@ def test_without_output_the_report_is_in_the_first_folder(tmp_path):
     assert compose.write([tmp_path]).exists()  # and is no work directory the next time
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize("damage", ["nothing", "no lines", "no configuration", "no folder"])
 def test_where_nothing_is_readable_it_is_one_line_and_exit_code_2(tmp_path, capsys, damage):
     folder = tmp_path / "runs"
@@ -239,12 +240,14 @@ def test_where_nothing_is_readable_it_is_one_line_and_exit_code_2(tmp_path, caps
     assert output.out == ""
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize("arguments", [[], ["x", "--outptu=y"]])
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(capsys, arguments):
     assert command.main(arguments) == 2
     assert re.fullmatch(r"dgkd_jax: .+\n", capsys.readouterr().err)
 
 
+@pytest.mark.wrong_input
 def test_a_report_that_cannot_be_written_is_exit_code_2(tmp_path, capsys):
     write_run(tmp_path, "ce", 0, accuracy=0.9, diagnosed=False)
     (tmp_path / "file").write_text("")

@@ -55,6 +55,7 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert "2 of 3 planned runs are done, 1 failed" in text
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -230,6 +230,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, capsys):
     assert (tmp_path / "there.npz").stat().st_size > 0
 
 
+@pytest.mark.wrong_input
 def test_weights_that_are_not_finite_are_named_and_not_written(run, tmp_path, monkeypatch, capsys):
     student = read(run[1])
     statistics = student.variables["batch_stats"]["bn2"]
@@ -242,6 +243,7 @@ def test_weights_that_are_not_finite_are_named_and_not_written(run, tmp_path, mo
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.wrong_input
 def test_a_network_that_does_not_exist_is_said_with_the_nearest_names(run, tmp_path, capsys):
     for file in ("config.json", "student.json"):
         content = (run[1] / file).read_text().replace("small_cnn_w8", "small_cnn_w9")

@@ -114,6 +114,7 @@ def test_logits_that_float16_cannot_hold_are_refused_with_their_images(tmp_path,
         make(tmp_path / "c")
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
@@ -129,6 +130,7 @@ def test_what_cannot_be_cached_is_refused(tmp_path, changes, options, message):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.wrong_input
 def test_a_manifest_that_is_none_is_refused(tmp_path):
     make(tmp_path / "c")
     (tmp_path / "c" / "manifest.json").write_text("{}")
