@@ -101,26 +101,7 @@ def fit(
         stop=stop,
         spent=spent,
     )
-    workdir.mkdir(parents=True, exist_ok=True)
-    folder, keep = workdir / "checkpoints", config.keep_checkpoints
-    if workdir_lib.check(workdir, config) and latest_step(workdir) == program.total_steps:
-        # Without a lock, so that many students of one finished teacher can start at the same time.
-        with Checkpoints(folder, keep=keep, read_only=True) as checkpoints:
-            current, record = run.restore(checkpoints, initial)
-        if run.finished(current, record):
-            run.evaluate_examples(current)
-            return run.trained(current, record)
-    # Of several processes one waits, and only all of them together can ask whether to stop.
-    waiting = (stop if jax.process_count() == 1 else lambda: False) if wait else None
-    with workdir_lib.lock(workdir, wait=waiting):
-        workdir_lib.claim(workdir, config, source, program.student)
-        with Checkpoints(folder, keep=keep) as checkpoints:
-            with spent.measure("init"):
-                current, record = run.restore(checkpoints, initial)
-            if not run.finished(current, record):
-                current, record = run.train(current, record, checkpoints)
-    run.evaluate_examples(current)
-    return run.trained(current, record)
+    return run.finish(initial, wait=wait)
 
 
 def latest_step(workdir: epath.Path) -> int | None:
@@ -154,6 +135,32 @@ class _Run:
     @property
     def _evaluate_every(self) -> int:
         return max(round(self.config.eval_every * self.program.steps_per_epoch), 1)
+
+    def finish(self, initial: TrainState, *, wait: bool) -> Trained:
+        """Read the result of a finished run, or go on from the newest checkpoint to the end.
+
+        Args, Raises: as for `fit`; `initial` is the state at step 0.
+        """
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        folder, keep = self.workdir / "checkpoints", self.config.keep_checkpoints
+        if workdir_lib.check(self.workdir, self.config) and latest_step(self.workdir) == self.program.total_steps:
+            # Without a lock, so that many students of one finished teacher can start at the same time.
+            with Checkpoints(folder, keep=keep, read_only=True) as checkpoints:
+                current, record = self.restore(checkpoints, initial)
+            if self.finished(current, record):
+                self.evaluate_examples(current)
+                return self.trained(current, record)
+        # Of several processes one waits, and only all of them together can ask whether to stop.
+        waiting = (self.stop if jax.process_count() == 1 else lambda: False) if wait else None
+        with workdir_lib.lock(self.workdir, wait=waiting):
+            workdir_lib.claim(self.workdir, self.config, self.source, self.program.student)
+            with Checkpoints(folder, keep=keep) as checkpoints:
+                with self.spent.measure("init"):
+                    current, record = self.restore(checkpoints, initial)
+                if not self.finished(current, record):
+                    current, record = self.train(current, record, checkpoints)
+        self.evaluate_examples(current)
+        return self.trained(current, record)
 
     def restore(self, checkpoints: Checkpoints, initial: TrainState) -> tuple[TrainState, Record | None]:
         """The state and record of the newest checkpoint, or the initial state and None.
