@@ -12,6 +12,7 @@ import pytest
 from commands import ROOT, in_a_folder_of_its_own, run  # noqa: F401
 
 from configs import mnist5k
+from dgkd_jax.runs.config import of_teacher
 
 MNIST = "--config=configs/mnist5k.py"
 MOCK = "--config.data.mock=true"
@@ -140,6 +141,30 @@ def test_a_folder_of_another_run_is_refused_before_the_teacher_is_trained(tmp_pa
     error = refused([MNIST, MOCK, "--config.method=all"], capsys)
     assert "logit_mse-seed0 holds a run with another configuration (epochs=7 there, 40 here)" in error
     assert no_teacher_is_trained(tmp_path)
+
+
+@pytest.mark.wrong_input
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher.seed": 1}, "(teacher.seed=0 there, 1 here)"),
+        ({"batch_size": 64}, "(batch_size=128 there, 64 here)"),
+        ({"teacher.epochs": 3, "dkd.beta": 2.0}, "(teacher.epochs=20 there, 3 here)"),  # of no meaning to a teacher
+    ],
+)
+def test_a_teacher_that_was_trained_otherwise_is_refused_in_the_users_words_with_the_ways_out(
+    changes, message, tmp_path, capsys
+):
+    folder = tmp_path / "runs" / "mnist5k-mock" / "teacher"
+    folder.mkdir(parents=True)
+    config = mnist5k.get_config()
+    config.data.mock = True
+    (folder / "config.json").write_text(of_teacher(config).to_json())
+    (folder / "student.json").write_text(json.dumps({}))
+    error = refused([MNIST, MOCK, *(f"--config.{key}={value}" for key, value in changes.items())], capsys)
+    assert f"teacher holds a teacher that was trained with other settings {message}" in error
+    assert "--config.teacher.workdir=DIR" in error
+    assert "--config.teacher.weights=teacher.safetensors" in error
 
 
 @pytest.mark.wrong_input
