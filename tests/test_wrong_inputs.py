@@ -1,7 +1,9 @@
 """Wrong command lines, as a user gives them: one line that says what, where and what to do, and exit code 2."""
 
+import errno
 import importlib
 import json
+import os
 import re
 import runpy
 import shutil
@@ -12,6 +14,7 @@ import pytest
 from commands import ROOT, in_a_folder_of_its_own, run  # noqa: F401
 
 from configs import mnist5k
+from dgkd_jax import errors
 from dgkd_jax.runs.config import of_teacher
 
 MNIST = "--config=configs/mnist5k.py"
@@ -194,3 +197,17 @@ def test_each_command_has_help_that_ends_with_an_example_of_it(command, capsys, 
         start(command)
     assert stop.value.code == 0
     assert re.search(rf"Example:\s+python -m {re.escape(command)} .*[\w/]", capsys.readouterr().out)
+
+
+@pytest.mark.wrong_input
+def test_a_place_without_permission_is_bad_input_and_named(capsys):
+    """By an error as the system raises it: nothing is forbidden to the superuser, who may run this."""
+
+    def work():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/locked/student.safetensors")
+
+    assert errors.exit_code_of(work) == 2
+    assert capsys.readouterr().err == (
+        "dgkd_jax: /locked/student.safetensors: Permission denied. Give this user the right to it, or name another "
+        "place\n"
+    )
