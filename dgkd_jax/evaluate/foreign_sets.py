@@ -62,11 +62,13 @@ def open_tfds(name: str, split: str, *, run: Source, data: Any) -> TestSet:
             cannot be built.
     """
     data_dir = epath.Path(data.dir or tfds.core.constants.DATA_DIR).expanduser()
+    family, known = name.split("/")[0], tfds.list_builders(with_community_datasets=False)
+    if family not in known and not (data_dir / family).exists():  # else TFDS would ask Google's storage
+        raise BadInput(f"tfds:{name}: TFDS has no data set of this name{did_you_mean(family, known, count=3)}")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        hint = did_you_mean(name.split("/")[0], tfds.list_builders(), count=3)
-        raise BadInput(f"tfds:{name}: TFDS has no data set of this name{hint}") from error
+        raise BadInput(f"tfds:{name}: neither TFDS nor {data_dir / family} has a data set of this name") from error
     except ValueError as error:
         configurations = [config.name for config in tfds.builder_cls(name.split("/")[0]).BUILDER_CONFIGS]
         close = closest(name.partition("/")[2], configurations, count=3) or configurations[:3]
