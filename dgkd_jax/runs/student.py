@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dgkd_jax import models
+from dgkd_jax.data import quiet
 from dgkd_jax.errors import BadInput
 from dgkd_jax.runs.checkpoint import Checkpoints
 from dgkd_jax.runs.record import Record
@@ -47,6 +48,7 @@ class Student(NamedTuple):
             raise BadInput(f"config.json or student.json of the work directory: {error}") from error
 
 
+@quiet.meanwhile()
 def read(workdir: epath.PathLike, *, step: int | str = "last") -> Student:
     """Read the student of a finished or running run from a checkpoint whose digest is right.
 
