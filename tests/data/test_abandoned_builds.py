@@ -33,6 +33,12 @@ def test_only_what_nobody_writes_any_more_is_removed(builder, capsys):
     assert f"removing {abandoned}, left by a build that did not end" in capsys.readouterr().err
 
 
+def test_a_clock_that_was_put_back_removes_nothing(builder):
+    from_the_future = incomplete(builder, "NEXT", hours_old=-30)
+    prepare._remove_abandoned(builder)
+    assert from_the_future.exists()
+
+
 def test_the_next_build_removes_it_and_says_where_and_how_large_the_set_is(builder, capsys):
     pytest.importorskip("mlxtend")
     abandoned = incomplete(builder, "OLD", hours_old=2)

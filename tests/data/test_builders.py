@@ -1,9 +1,11 @@
 """The builders of data sets that TFDS does not have, and what is said where their files are missing."""
 
 import gzip
+import os
 import re
 import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -322,6 +324,25 @@ def test_damaged_training_images_may_be_allowed_but_not_damaged_evaluation_image
     (folder / "val" / "zebra" / "b.png").write_bytes(b"")
     with pytest.raises(BadInput, match="val/zebra/b.png: it is empty\nMend or remove them$"):
         open_source(folder_section(section, folder, max_bad_images=1))
+
+
+@pytest.mark.wrong_input
+@pytest.mark.parametrize("name", [b"train/\xff\xfe", b"train/zebra/\xff.png", b"train/line\nbreak"])
+def test_a_name_that_cannot_be_written_is_refused(section, folder, name):
+    path = os.fsencode(folder) + b"/" + name
+    if name.endswith(b".png"):
+        Path(os.fsdecode(path)).write_bytes(b"")
+    else:
+        os.mkdir(path)
+    with pytest.raises(BadInput, match="has characters that cannot be written; rename it"):
+        open_source(folder_section(section, folder))
+
+
+@pytest.mark.wrong_input
+def test_a_classes_file_that_is_no_text_is_refused(section, folder):
+    (folder / "classes.txt").write_bytes(b"zebra\n\xff\xfe\x80")
+    with pytest.raises(BadInput, match=r"classes\.txt: no text in UTF-8"):
+        open_source(folder_section(section, folder))
 
 
 def test_a_link_that_leads_back_to_itself_is_no_class_and_no_image(section, folder):

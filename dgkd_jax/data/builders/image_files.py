@@ -136,7 +136,11 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _listed_classes(path: Path) -> tuple[str, ...]:
-    classes = tuple(line.strip() for line in path.read_text().rstrip().splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: no text in UTF-8; expected one folder name a line") from error
+    classes = tuple(line.strip() for line in text.rstrip().splitlines())
     for line, name in enumerate(classes, 1):
         if not name or name in classes[: line - 1]:
             raise BadInput(f"{path}, line {line}: {name!r} is not a class of its own; expected one folder name a line")
@@ -250,7 +254,8 @@ def _examples(listing: Listing, split: str) -> Iterator:
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and _is_folder(entry))
+    names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and _is_folder(entry)]
+    return _readable(folder, names)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -261,7 +266,15 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(_SUFFIXES) and not name.startswith("."))
+    names = [name for name in os.listdir(folder) if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
     if not names:
         raise BadInput(f"{folder}: no images ({', '.join(_SUFFIXES)})")
-    return [folder / name for name in names]
+    return [folder / name for name in _readable(folder, names)]
+
+
+def _readable(folder: Path, names: list[str]) -> list[str]:
+    """The names, sorted; refuses one that is no UTF-8, because the built set could not hold it."""
+    for name in names:
+        if not name.isprintable():
+            raise BadInput(f"{folder}: {name!r} has characters that cannot be written; rename it")
+    return sorted(names)
