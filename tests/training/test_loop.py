@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -117,6 +119,26 @@ def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
     assert lines(tmp_path) == lines(folder)
     assert (tmp_path / "log.csv").read_bytes() == (folder / "log.csv").read_bytes()
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
+
+
+def test_the_best_so_far_and_the_time_spent_are_kept_over_an_interruption(tmp_path, one_device, monkeypatch):
+    """The first evaluation, at step 4, is made the best; the first session is made to take 5000 seconds."""
+    seen = []
+
+    def score(self, evaluation):
+        if not any(each is evaluation for each in seen):
+            seen.append(evaluation)
+        return -len(seen)
+
+    monkeypatch.setattr(loop._Run, "_score", score)
+    with monkeypatch.context() as first_session:
+        first_session.setattr(loop, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 5000))
+        with pytest.raises(Preempted, match="stopped after step 6 of 8"):
+            fit(carrying_state(), tmp_path, mesh=one_device, stop=Asked(8))
+    found = fit(carrying_state(), tmp_path, mesh=one_device)
+    assert len(seen) == 2
+    assert found.history.best_step == 4
+    assert 5000 < found.history.seconds < 6000
 
 
 def test_a_finished_run_is_read_not_repeated(uninterrupted, one_device):
