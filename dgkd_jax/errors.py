@@ -44,7 +44,8 @@ EXPECTED = (BadInput, NumericFailure, StorageFailure, Preempted, PermissionError
 def report(error: Exception, *, command: str = "dgkd_jax") -> int:
     """Print one of the `EXPECTED` errors on stderr; returns its exit code."""
     if isinstance(error, PermissionError):
-        error = BadInput(f"{error.filename}: {error.strerror}. Give this user the right to it, or name another place")
+        place, reason = error.filename or "a file", error.strerror or error
+        error = BadInput(f"{place}: {reason}. Give this user the right to it, or name another place")
     print(f"{command}: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
