@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from etils import epath
@@ -10,25 +11,34 @@ from ml_collections import ConfigDict
 
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput
+from dgkd_jax.runs import config as config_rules
 from dgkd_jax.runs import workdir as workdir_lib
 from dgkd_jax.training.build import bytes_of_state
 
 
-def check(config: ConfigDict, target: epath.Path, source: Source, mesh: Mesh) -> None:
+def check(config: ConfigDict, targets: Mapping[str, epath.Path], source: Source, mesh: Mesh) -> None:
     """Check all that a run would find out only after its teacher's training.
 
     Args:
-        config: of one method.
-        target: the run's work directory, which need not be there.
+        targets: method -> its work directory, which need not be there.
 
     Raises:
-        BadInput: the batch does not fit the devices or the student the images; the work directory belongs to a run
-            with another config, or there is no room for its checkpoints.
+        BadInput: the batch does not fit the devices or the student the images; a work directory belongs to a run
+            with another config, or there is no room for the checkpoints.
     """
     check_batch(config, mesh)
-    workdir_lib.check(target, config)
-    # The newest checkpoint stays until the next one is whole.
-    check_space(target, 2 * bytes_of_state(config, source))
+    for name, target in targets.items():
+        workdir_lib.check(target, config_rules.with_method(config, name))
+    # Buckets have no end; a run that has saved goes on, and says itself if it cannot.
+    fresh = {
+        name: target
+        for name, target in targets.items()
+        if "://" not in str(target) and not (target / "checkpoints").exists()
+    }
+    if fresh:
+        name, target = next(iter(fresh.items()))  # the states of all methods are equally large, but for a few numbers
+        # The newest checkpoint stays until the next one is whole.
+        check_space(target, 2 * len(fresh) * bytes_of_state(config_rules.with_method(config, name), source))
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -42,9 +52,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_space(target: epath.Path, needed: int) -> None:
-    """Raises BadInput if a folder's disk has fewer than `needed` bytes free, and the folder has no checkpoints yet."""
-    if "://" in str(target) or (target / "checkpoints").exists():
-        return  # buckets have no end; a run that has saved is asked to go on, and says so itself if it cannot
+    """Raises BadInput if the disk of a folder, which need not be there, has fewer than `needed` bytes free."""
     place = next(folder for folder in (Path(target).absolute(), *Path(target).absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if free < needed:

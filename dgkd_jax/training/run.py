@@ -47,8 +47,7 @@ def run(
     for folder in (*targets.values(), *_teachers_folder(config, names)):
         workdir_lib.check_writable(folder)
     source, mesh = open_data(config, names)
-    for name, target in targets.items():
-        checks.check(config_rules.with_method(config, name), target, source, mesh)
+    checks.check(config, targets, source, mesh)
     taught = _teach(config, names, source, mesh, stop)
     cache = _open_cache(config, names, source, taught) if taught and config.teacher.cache else None
     if taught and any(loop.latest_step(targets[name]) is None for name in _taught_methods(names)):
