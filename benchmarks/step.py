@@ -29,6 +29,7 @@ from dgkd_jax.methods import DGKD, DKD
 from dgkd_jax.parity import torch_networks, torch_reference
 from dgkd_jax.runs import sharding
 from dgkd_jax.training.cached_logits.teacher import CachedTeacher
+from dgkd_jax.training.monitor import cost
 
 TEMPERATURE, ALPHA, BETA, EPSILON = 4.0, 1.0, 8.0, 0.1
 RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
@@ -41,7 +42,7 @@ def main() -> None:
     runs = {"ours": ours}
     if args.cached:
         runs["ours, cached"], cached = our_step(args, cached=True)
-        facts["cached_gflops"] = cached["gflops"]
+        facts |= {"cached_gflops": cached["step_gflops"]} if "step_gflops" in cached else {}
     runs["torch eager"] = torch_step(args, images, labels, compiled=False)
     if args.compile:
         runs["torch compiled"] = torch_step(args, images, labels, compiled=True)
@@ -55,13 +56,13 @@ def main() -> None:
     )
     print(f"{args.pair} by {args.method}, batch {args.batch}, {args.side} px, {args.dtype}, {args.clock} clock")
     found = _print_rates(seconds, images=args.steps * args.batch)
-    achieved = facts["gflops"] * args.steps / statistics.median(seconds["ours"])
-    facts |= {"matmul_gflops_per_second": ceiling, "utilisation": achieved / ceiling}
-    print(
-        f"our step: {facts['gflops']:.1f} GFLOP, {facts['temporary_mib']:.0f} MiB of temporaries; "
-        f"{achieved:.0f} GFLOP/s, {100 * facts['utilisation']:.0f} % of a {args.dtype} matrix product's {ceiling:.0f}"
-    )
-    if args.cached:
+    facts["matmul_gflops_per_second"] = ceiling
+    print(f"our step: {cost.summary(facts)}; a {args.dtype} matrix product runs at {ceiling:.0f} GFLOP/s")
+    if "step_gflops" in facts:
+        achieved = facts["step_gflops"] * args.steps / statistics.median(seconds["ours"])
+        facts["utilisation"] = achieved / ceiling
+        print(f"our step runs at {achieved:.0f} GFLOP/s, {100 * facts['utilisation']:.0f} % of that")
+    if "cached_gflops" in facts:
         print(f"cached: {facts['cached_gflops']:.1f} GFLOP")
     report.finish(
         {"environment": report.environment("torch"), "arguments": vars(args), "ours": facts, "steps": found},
@@ -131,12 +132,7 @@ def our_step(args: argparse.Namespace, *, cached: bool = False) -> tuple[Callabl
         taught = CachedTeacher(taught, "")
         batch |= sharding.to_global({"teacher_logits": np.zeros((args.batch, args.classes), np.float16)}, mesh)
     compiled = step.lower(current, taught, batch).compile()
-    memory = compiled.memory_analysis()
-    facts = {
-        "gflops": compiled.cost_analysis()["flops"] / 1e9,
-        "temporary_mib": memory.temp_size_in_bytes / 2**20,
-        "arguments_mib": memory.argument_size_in_bytes / 2**20,
-    }
+    facts = cost.cost(compiled)
 
     def run():
         nonlocal current

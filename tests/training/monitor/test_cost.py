@@ -45,3 +45,10 @@ def test_what_the_backend_does_not_tell_is_left_out():
 
     assert cost.cost(Silent()) == {}
     assert cost.summary({}) == "not told"
+
+
+def test_gpus_report_no_operations_because_most_are_not_counted(monkeypatch):
+    product = jax.jit(lambda x: x @ x.T).lower(jnp.ones((64, 32))).compile()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "step_gflops" not in cost.cost(product)
+    assert "arguments_mib" in cost.cost(product)
