@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from dgkd_jax.losses import distillation, gradients
+from dgkd_jax.losses import checks, distillation, target_split
 from dgkd_jax.losses.coupling import cosine
-from dgkd_jax.losses.target_split import SplitPair, split_pair
 
 TERMS = ("kd", "tckd", "nckd", "logit_mse")
 DIAGNOSTICS = (
@@ -25,13 +24,14 @@ def compare(
 ) -> dict[str, jax.Array]:
     """The metrics that every method logs, so that runs of different methods can be compared.
 
-    Args, Raises: as `tckd`; all leading dimensions count as batch.
+    Args, Raises: as `tckd`; all leading dimensions count as batch. Of a label that is a distribution, the class with the
+        largest weight is the target.
 
     Returns:
         Scalars: means of `kd`, `tckd`, `nckd` at this temperature and of `logit_mse` (`TERMS`), and `diagnostics`.
     """
-    pair = split_pair(student_logits, teacher_logits, labels, temperature)
-    return jax.tree.map(jnp.mean, _terms(pair, temperature)) | _diagnostics(pair, temperature)
+    inputs = _with_hard_labels(student_logits, teacher_logits, labels)
+    return jax.tree.map(jnp.mean, _terms(inputs, temperature)) | _diagnostics(inputs, temperature)
 
 
 def examine(
@@ -39,14 +39,15 @@ def examine(
 ) -> dict[str, jax.Array]:
     """The parts of a distillation loss for each example, to find the part that is not finite.
 
-    Args, Raises: as `tckd`.
+    Args, Raises: as `compare`.
 
     Returns:
         Arrays `[...]`: `TERMS`, and `coupling`, ‖∇TCKD − ∇NCKD‖².
     """
-    pair = split_pair(student_logits, teacher_logits, labels, temperature)
-    apart = gradients.tckd_gradient_of(pair, temperature) - gradients.nckd_gradient_of(pair, temperature)
-    return _terms(pair, temperature) | {"coupling": jnp.sum(apart**2, axis=-1)}
+    inputs = _with_hard_labels(student_logits, teacher_logits, labels)
+    split = _split(inputs, temperature)
+    apart = temperature * (target_split.tckd_gradient(split) - target_split.nckd_gradient(split))
+    return _terms(inputs, temperature) | {"coupling": jnp.sum(apart**2, axis=-1)}
 
 
 def diagnostics(
@@ -68,26 +69,39 @@ def diagnostics(
     Raises:
         ValueError: as `tckd`.
     """
-    return _diagnostics(split_pair(student_logits, teacher_logits, labels, temperature), temperature)
+    return _diagnostics(_with_hard_labels(student_logits, teacher_logits, labels), temperature)
 
 
-def _terms(pair: SplitPair, temperature: float) -> dict[str, jax.Array]:
-    tckd, nckd = distillation.terms_of(pair, temperature)
+def _with_hard_labels(student_logits, teacher_logits, labels) -> checks.Inputs:
+    inputs = checks.check_inputs(student_logits, teacher_logits, labels)
+    return inputs._replace(labels=jnp.argmax(inputs.labels, axis=-1)) if inputs.has_soft_labels() else inputs
+
+
+def _split(inputs: checks.Inputs, temperature: float) -> target_split.Split:
+    checks.check_positive("temperature", temperature)
+    return target_split.split(*inputs[:2], inputs.is_target(), temperature)
+
+
+def _terms(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
+    logits = inputs[:2]
     return {
-        "kd": distillation.kd(pair.student_logits, pair.teacher_logits, temperature=temperature),
-        "tckd": tckd,
-        "nckd": nckd,
-        "logit_mse": distillation.logit_mse(pair.student_logits, pair.teacher_logits),
+        "kd": distillation.kd(*logits, temperature=temperature),
+        "tckd": distillation.tckd(*logits, inputs.labels, temperature=temperature),
+        "nckd": distillation.nckd(*logits, inputs.labels, temperature=temperature),
+        "logit_mse": distillation.logit_mse(*logits),
     }
 
 
-def _diagnostics(pair: SplitPair, temperature: float) -> dict[str, jax.Array]:
-    of_target = gradients.tckd_gradient_of(pair, temperature)
-    of_nontarget = gradients.nckd_gradient_of(pair, temperature)
-    student_logits, teacher_logits = pair.student_logits, pair.teacher_logits
+def _diagnostics(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
+    split = _split(inputs, temperature)
+    of_target = temperature * target_split.tckd_gradient(split)
+    of_nontarget = temperature * target_split.nckd_gradient(split)
+    student_logits, teacher_logits = inputs[:2]
     batch = student_logits.size // student_logits.shape[-1]
-    is_target = pair.student.target_mask
+    is_target = split.is_target
     agrees = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
+    absent = (student_logits == -jnp.inf) & (teacher_logits == -jnp.inf)
+    student_logits, teacher_logits = (jnp.where(absent, 0.0, logits) for logits in (student_logits, teacher_logits))
     return {
         "grad_similarity": jnp.mean(cosine(of_target, of_nontarget)),
         "target_gradmag": jnp.linalg.norm(of_target) / batch,

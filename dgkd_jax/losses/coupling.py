@@ -26,6 +26,7 @@ def coupling_of_gradients(
     distance: Distance = "mse",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
+    where: jax.Array | None = None,
 ) -> jax.Array:
     r"""The coupling term G of two sets of per-sample gradients, before the factor −ε.
 
@@ -53,6 +54,7 @@ def coupling_of_gradients(
         parity_batch: batch size b ≥ 1 for `literal` and `normalized`; None: the number of rows. With b = 64, any
             global batch gives the value of a PyTorch run at batch 64.
         kappa: κ > 0, read by `self_normalized` only.
+        where: bool, the leading shape of the gradients; False leaves a row out, and B counts the others.
 
     Returns:
         Scalar, at least float32.
@@ -66,9 +68,15 @@ def coupling_of_gradients(
     *rows, columns = shape = tckd_gradients.shape
     if nckd_gradients.shape != shape:
         raise ValueError(f"nckd_gradients must have the shape of tckd_gradients, {shape}, got {nckd_gradients.shape}")
+    if where is not None:
+        tckd_gradients, nckd_gradients = (
+            jnp.where(where[..., None], gradients, 0.0) for gradients in (tckd_gradients, nckd_gradients)
+        )
+    distances = _gradient_distance(tckd_gradients, nckd_gradients, distance)
+    count = int(np.prod(rows)) if where is None else jnp.maximum(jnp.sum(where), 1)
     return of_mean_distance(
-        jnp.mean(_gradient_distance(tckd_gradients, nckd_gradients, distance)),
-        rows=int(np.prod(rows)) if distance == "mse" else None,
+        jnp.mean(distances) if where is None else jnp.sum(jnp.where(where, distances, 0.0)) / count,
+        rows=count if distance == "mse" else None,
         columns=columns,
         convention=convention,
         parity_batch=parity_batch,
@@ -79,7 +87,7 @@ def coupling_of_gradients(
 def of_mean_distance(
     distance: jax.Array,
     *,
-    rows: int | None,
+    rows: int | jax.Array | None,
     columns: int,
     convention: Convention,
     parity_batch: int | None,
@@ -95,7 +103,9 @@ def of_mean_distance(
     """
     coupling = distance
     if convention in ("literal", "normalized") and rows is not None:
-        coupling = coupling / (float(parity_batch or rows) ** 2 * columns)
+        size = parity_batch or rows
+        size = float(size) if isinstance(size, int) else size.astype(coupling.dtype)
+        coupling = coupling / (size**2 * columns)
     if convention == "normalized":
         return coupling / (jax.lax.stop_gradient(coupling) + NORMALIZED_GUARD)
     if convention == "self_normalized":

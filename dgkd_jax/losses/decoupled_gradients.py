@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dgkd_jax.losses import checks, fused
+from dgkd_jax.losses import checks, divergences, fused, soft_labels, target_split
 from dgkd_jax.losses.coupling import (
     Convention,
     Distance,
@@ -13,9 +13,6 @@ from dgkd_jax.losses.coupling import (
     coupling_of_gradients,
     of_mean_distance,
 )
-from dgkd_jax.losses.distillation import terms_of
-from dgkd_jax.losses.gradients import nckd_gradient_of, tckd_gradient_of
-from dgkd_jax.losses.target_split import split_pair
 
 
 class DgkdTerms(NamedTuple):
@@ -41,6 +38,7 @@ def dgkd_terms(
     distance: Distance = "mse",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
+    where: jax.Array | None = None,
 ) -> DgkdTerms:
     r"""TCKD, NCKD and the coupling of their gradients. `distance="mse"` is computed in one pass (`fused.terms`).
 
@@ -55,26 +53,38 @@ def dgkd_terms(
     Raises:
         ValueError: as `tckd` and `coupling_of_gradients`.
     """
+    check_options(convention, distance, parity_batch, kappa)
+    inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
+    checks.check_positive("temperature", temperature)
+    options = {"convention": convention, "parity_batch": parity_batch, "kappa": kappa}
     # The single pass has no gradient with respect to the temperature, and a traced one may be differentiated.
     if distance != "mse" or isinstance(temperature, jax.core.Tracer):
-        pair = split_pair(student_logits, teacher_logits, labels, temperature)
-        options = {"convention": convention, "distance": distance, "parity_batch": parity_batch, "kappa": kappa}
-        of_target, of_nontarget = tckd_gradient_of(pair, temperature), nckd_gradient_of(pair, temperature)
-        return DgkdTerms(*terms_of(pair, temperature), coupling_of_gradients(of_target, of_nontarget, **options))
-    check_options(convention, distance, parity_batch, kappa)
-    student_logits, teacher_logits = checks.check_logits(student_logits, teacher_logits)
-    checks.check_labels(labels, student_logits.shape)
-    checks.check_positive("temperature", temperature)
-    target, nontarget, squared = fused.terms(student_logits / temperature, teacher_logits / temperature, labels)
-    coupling = of_mean_distance(
-        temperature**2 * jnp.mean(squared),
-        rows=squared.size,
-        columns=student_logits.shape[-1],
-        convention=convention,
-        parity_batch=parity_batch,
-        kappa=kappa,
+        return _of_separate_gradients(inputs, temperature, distance=distance, **options)
+    if inputs.has_soft_labels():
+        target, nontarget, squared = soft_labels.expected_terms(*inputs[:3], temperature)
+    else:
+        target, nontarget, squared = fused.terms(*inputs[:2], inputs.is_target(), temperature)
+    classes = inputs.student_logits.shape[-1]
+    coupling = of_mean_distance(inputs.mean(squared), rows=inputs.count(), columns=classes, **options)
+    return DgkdTerms(inputs.selected(target), inputs.selected(nontarget), coupling)
+
+
+def _of_separate_gradients(inputs: checks.Inputs, temperature, *, distance: Distance, **options) -> DgkdTerms:
+    if inputs.has_soft_labels():
+        raise ValueError(
+            f"labels must be integers of shape {inputs.student_logits.shape[:-1]} for distance={distance!r} or a traced "
+            "temperature; distributions need distance='mse' and a temperature that is a number"
+        )
+    logits = *inputs[:2], inputs.is_target(), temperature
+    split = target_split.split(*logits)
+    of_target, of_nontarget = (
+        temperature * gradient(split) for gradient in (target_split.tckd_gradient, target_split.nckd_gradient)
     )
-    return DgkdTerms(temperature**2 * target, temperature**2 * nontarget, coupling)
+    return DgkdTerms(
+        inputs.selected(divergences.target(*logits)),
+        inputs.selected(divergences.nontarget(*logits)),
+        coupling_of_gradients(of_target, of_nontarget, distance=distance, where=inputs.where, **options),
+    )
 
 
 def gradient_coupling(
@@ -87,6 +97,7 @@ def gradient_coupling(
     distance: Distance = "mse",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
+    where: jax.Array | None = None,
 ) -> jax.Array:
     r"""The coupling term G of the gradients with respect to the student's logits, before the factor −ε.
 
@@ -107,6 +118,7 @@ def gradient_coupling(
         distance=distance,
         parity_batch=parity_batch,
         kappa=kappa,
+        where=where,
     ).coupling
 
 
@@ -123,6 +135,7 @@ def dgkd(
     distance: Distance = "mse",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
+    where: jax.Array | None = None,
 ) -> jax.Array:
     r"""Decoupled gradient distillation, mean_i(α·TCKD_i + β·NCKD_i) − ε·G.
 
@@ -149,5 +162,8 @@ def dgkd(
         distance=distance,
         parity_batch=parity_batch,
         kappa=kappa,
+        where=where,
     )
-    return jnp.mean(alpha * terms.tckd + beta * terms.nckd) - epsilon * terms.coupling
+    distillation = alpha * terms.tckd + beta * terms.nckd
+    kept = distillation.size if where is None else jnp.maximum(jnp.sum(where), 1)
+    return jnp.sum(distillation) / kept - epsilon * terms.coupling

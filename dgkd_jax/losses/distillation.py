@@ -2,98 +2,121 @@ r"""The per-sample losses: cross-entropy, KD, TCKD, NCKD, DKD and logit matching
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from dgkd_jax.losses import checks, target_split
+from dgkd_jax.losses import checks, divergences, soft_labels
 
 
-def cross_entropy(student_logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    r"""Cross-entropy at temperature 1, with the target distribution (1−s)·e_y + s/C.
+def cross_entropy(
+    student_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    r"""Cross-entropy at temperature 1, with the target distribution (1−s)·w + s/C; w = e_y for a class index y.
 
     Args:
-        student_logits: float `[..., classes]`.
-        labels: integer `[...]`, each in [0, classes).
+        student_logits: float `[..., classes]`. −inf: the class is absent, and C does not count it.
+        labels: integer `[...]`, each in [0, classes), or distributions w, float `[..., classes]`.
         label_smoothing: s in [0, 1) (Szegedy et al., arXiv:1512.00567, section 7).
+        where: as `tckd`.
 
     Returns:
-        `[...]`, nats, at least float32.
+        `[...]`, nats, at least float32; +inf for a label that is absent.
 
     Raises:
-        ValueError: shapes do not match, fewer than two classes, labels not integers or out of range (checked
-            outside jit only), or `label_smoothing` is not in [0, 1).
+        ValueError: as `tckd`, or `label_smoothing` is not in [0, 1).
     """
-    student_logits = checks.promote(student_logits, "student_logits")
-    checks.check_classes(student_logits)
-    checks.check_labels(labels, student_logits.shape)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    log_probabilities = jax.nn.log_softmax(student_logits)
-    nll = -jnp.sum(jnp.where(target_split.target_mask(labels, student_logits), log_probabilities, 0.0), axis=-1)
-    if label_smoothing == 0.0:
-        return nll
-    return (1.0 - label_smoothing) * nll - label_smoothing * jnp.mean(log_probabilities, axis=-1)
+    inputs = checks.check_inputs(student_logits, labels=labels, where=where)
+    log_probabilities = jax.nn.log_softmax(inputs.student_logits)
+    if inputs.has_soft_labels():
+        has_weight = inputs.labels > 0  # 0·log 0 = 0
+        nll = -jnp.sum(inputs.labels * jnp.where(has_weight, log_probabilities, 0.0), axis=-1)
+    else:
+        nll = -jnp.sum(jnp.where(inputs.is_target(), log_probabilities, 0.0), axis=-1)
+    if label_smoothing > 0.0:
+        there = inputs.student_logits != -jnp.inf
+        mean = jnp.sum(jnp.where(there, log_probabilities, 0.0), axis=-1) / jnp.sum(there, axis=-1)
+        nll = (1.0 - label_smoothing) * nll - label_smoothing * mean
+    return inputs.selected(nll)
 
 
-def kd(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float) -> jax.Array:
+def kd(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float,
+    where: jax.Array | None = None,
+) -> jax.Array:
     r"""Distillation, T²·KL(softmax(v/T) ‖ softmax(z/T)) (Hinton et al., arXiv:1503.02531, section 2).
 
     Equal to `TCKD + (1−q)·NCKD` for whichever class is called the target (arXiv:2203.08679, equation 5).
 
-    Args:
-        student_logits: float `[..., classes]`.
-        teacher_logits: float `[..., classes]`; no gradient flows into it.
-        temperature: T > 0.
-
-    Returns:
-        `[...]`, nats times T², at least float32.
+    Args, Returns: as `tckd`, without labels.
 
     Raises:
         ValueError: shapes do not match, fewer than two classes, or T ≤ 0.
     """
-    student_logits, teacher_logits = checks.check_logits(student_logits, teacher_logits)
+    inputs = checks.check_inputs(student_logits, teacher_logits, where=where)
     checks.check_positive("temperature", temperature)
-    log_student = jax.nn.log_softmax(student_logits / temperature)
-    log_teacher = jax.nn.log_softmax(teacher_logits / temperature)
-    return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_student, log_teacher)
+    everything = jnp.ones(inputs.student_logits.shape, bool)
+    return inputs.selected(divergences.within(*inputs[:2], everything, temperature))
 
 
-def tckd(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, *, temperature: float) -> jax.Array:
+def tckd(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    where: jax.Array | None = None,
+) -> jax.Array:
     r"""Target-class distillation, T²·KL([q, 1−q] ‖ [p, 1−p]) (arXiv:2203.08679, equation 6).
-
-    Computed from the target's log-odds u = z_y/T − logsumexp of the non-targets, with p = sigmoid(u), so that
-    nothing cancels or overflows where p rounds to 0 or 1.
 
     Args:
         student_logits: float `[..., classes]`.
-        teacher_logits: float `[..., classes]`; no gradient flows into it.
-        labels: integer `[...]`, each in [0, classes): the target class.
+        teacher_logits: float `[..., classes]`; no gradient flows into it. −inf here: the teacher gives the class no
+            probability. −inf on both sides: the class is absent; an absent target adds 0. −inf for the student alone:
+            the loss is +inf.
+        labels: integer `[...]`, each in [0, classes): the target class; or distributions w over the classes, float
+            `[..., classes]`: then the result is the expectation Σ_k w_k·TCKD_k over the class k that is called target.
         temperature: T > 0.
+        where: bool `[...]`; False leaves an example out: its loss and its gradients are 0, whatever its logits are.
 
     Returns:
-        `[...]`, nats times T², at least float32.
+        `[...]`, nats times T², at least float32. To full relative precision also where student and teacher are close.
+        NaN for a label that is out of range but unknown until the program runs.
 
     Raises:
-        ValueError: shapes do not match, fewer than two classes, labels not integers or out of range (checked
-            outside jit only), or T ≤ 0.
+        ValueError: shapes do not match, fewer than two classes, wrong types, T ≤ 0; of arrays with known values (outside
+            jit): a label out of range, no distribution, or absent on both sides.
     """
-    return temperature**2 * _target_divergence(
-        target_split.split_pair(student_logits, teacher_logits, labels, temperature)
-    )
+    inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
+    checks.check_positive("temperature", temperature)
+    if inputs.has_soft_labels():
+        return inputs.selected(soft_labels.expected_tckd(*inputs[:3], temperature))
+    return inputs.selected(divergences.target(*inputs[:2], inputs.is_target(), temperature))
 
 
-def nckd(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, *, temperature: float) -> jax.Array:
+def nckd(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    where: jax.Array | None = None,
+) -> jax.Array:
     r"""Non-target-class distillation, T²·KL(t̂ ‖ ŝ) (arXiv:2203.08679, equation 6). Zero for two classes.
 
     Args, Returns, Raises: as `tckd`.
     """
-    return temperature**2 * _nontarget_divergence(
-        target_split.split_pair(student_logits, teacher_logits, labels, temperature)
-    )
-
-
-def terms_of(pair: target_split.SplitPair, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """(`tckd`, `nckd`) of logits that were already split at this temperature."""
-    return temperature**2 * _target_divergence(pair), temperature**2 * _nontarget_divergence(pair)
+    inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
+    checks.check_positive("temperature", temperature)
+    if inputs.has_soft_labels():
+        return inputs.selected(soft_labels.expected_nckd(*inputs[:3], temperature))
+    return inputs.selected(divergences.nontarget(*inputs[:2], inputs.is_target(), temperature))
 
 
 def dkd(
@@ -104,6 +127,7 @@ def dkd(
     alpha: float,
     beta: float,
     temperature: float,
+    where: jax.Array | None = None,
 ) -> jax.Array:
     r"""Decoupled distillation, α·TCKD + β·NCKD (arXiv:2203.08679, equation 7).
 
@@ -114,19 +138,21 @@ def dkd(
 
     Returns, Raises: as `tckd`.
     """
-    target = tckd(student_logits, teacher_logits, labels, temperature=temperature)
-    nontarget = nckd(student_logits, teacher_logits, labels, temperature=temperature)
+    target = tckd(student_logits, teacher_logits, labels, temperature=temperature, where=where)
+    nontarget = nckd(student_logits, teacher_logits, labels, temperature=temperature, where=where)
     return alpha * target + beta * nontarget
 
 
-def logit_mse(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+def logit_mse(student_logits: jax.Array, teacher_logits: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
     r"""Squared-error logit matching, mean_j (z_j − v_j)² (Ba & Caruana, arXiv:1312.6184, equation 1, over C).
 
     This is not what the DGKD repository calls "logit matching"; that is α·CE + β·`kd`.
 
     Args:
         student_logits: float `[..., classes]`.
-        teacher_logits: float `[..., classes]`; no gradient flows into it.
+        teacher_logits: float `[..., classes]`; no gradient flows into it. A class that is −inf on both sides is absent:
+            the mean is over the others.
+        where: as `tckd`.
 
     Returns:
         `[...]`, squared logits, at least float32.
@@ -134,17 +160,8 @@ def logit_mse(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array
     Raises:
         ValueError: shapes do not match or fewer than two classes.
     """
-    student_logits, teacher_logits = checks.check_logits(student_logits, teacher_logits)
-    return jnp.mean((student_logits - teacher_logits) ** 2, axis=-1)
-
-
-def _target_divergence(pair: target_split.SplitPair) -> jax.Array:
-    student, teacher = pair.student.log_odds, pair.teacher.log_odds
-    log_q, log_not_q = jax.nn.log_sigmoid(teacher), jax.nn.log_sigmoid(-teacher)
-    log_p, log_not_p = jax.nn.log_sigmoid(student), jax.nn.log_sigmoid(-student)
-    q, not_q = jax.nn.sigmoid(teacher), jax.nn.sigmoid(-teacher)
-    return q * (log_q - log_p) + not_q * (log_not_q - log_not_p)
-
-
-def _nontarget_divergence(pair: target_split.SplitPair) -> jax.Array:
-    return jnp.sum(pair.teacher.nontarget * (pair.teacher.log_nontarget - pair.student.log_nontarget), axis=-1)
+    inputs = checks.check_inputs(student_logits, teacher_logits, where=where)
+    z, v = inputs[:2]
+    there = ~((z == -jnp.inf) & (v == -jnp.inf))
+    apart = jnp.where(there, z, 0.0) - jnp.where(there, v, 0.0)
+    return inputs.selected(jnp.sum(apart**2, axis=-1) / jnp.maximum(jnp.sum(there, axis=-1), 1))

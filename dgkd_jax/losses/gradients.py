@@ -31,9 +31,7 @@ def tckd_gradient(
     Raises:
         ValueError: as `tckd`; unknown method.
     """
-    if _use_autodiff(method):
-        return _autodiff(tckd, student_logits, teacher_logits, labels, temperature)
-    return tckd_gradient_of(target_split.split_pair(student_logits, teacher_logits, labels, temperature), temperature)
+    return _gradient(tckd, target_split.tckd_gradient, student_logits, teacher_logits, labels, temperature, method)
 
 
 def nckd_gradient(
@@ -48,32 +46,20 @@ def nckd_gradient(
 
     Args, Returns, Raises: as `tckd_gradient`.
     """
-    if _use_autodiff(method):
-        return _autodiff(nckd, student_logits, teacher_logits, labels, temperature)
-    return nckd_gradient_of(target_split.split_pair(student_logits, teacher_logits, labels, temperature), temperature)
+    return _gradient(nckd, target_split.nckd_gradient, student_logits, teacher_logits, labels, temperature, method)
 
 
-def tckd_gradient_of(pair: target_split.SplitPair, temperature: float) -> jax.Array:
-    """`tckd_gradient` of logits that were already split at this temperature."""
-    gap = target_split.target_gap(pair.student.log_odds, pair.teacher.log_odds)
-    return temperature * gap[..., None] * (pair.student.target_mask - pair.student.nontarget)
-
-
-def nckd_gradient_of(pair: target_split.SplitPair, temperature: float) -> jax.Array:
-    """`nckd_gradient` of logits that were already split at this temperature."""
-    return temperature * target_split.nontarget_gap(pair.student.nontarget, pair.teacher.nontarget)
-
-
-def _autodiff(loss, student_logits, teacher_logits, labels, temperature) -> jax.Array:
-    student_logits = checks.promote(student_logits, "student_logits")
+def _gradient(loss, closed_form, student_logits, teacher_logits, labels, temperature, method) -> jax.Array:
+    checks.check_choice("method", method, ("closed_form", "autodiff"))
+    inputs = checks.check_inputs(student_logits, teacher_logits, labels)
+    checks.check_positive("temperature", temperature)
+    if inputs.has_soft_labels():
+        raise ValueError(f"labels must be integers of shape {inputs.student_logits.shape[:-1]} for a gradient")
+    if method == "closed_form":
+        return temperature * closed_form(target_split.split(*inputs[:2], inputs.is_target(), temperature))
 
     # Each sample's loss depends on its own logits only, so the gradient of the sum holds every sample's gradient.
     def total(logits):
         return jnp.sum(loss(logits, teacher_logits, labels, temperature=temperature))
 
-    return jax.grad(total)(student_logits)
-
-
-def _use_autodiff(method: str) -> bool:
-    checks.check_choice("method", method, ("closed_form", "autodiff"))
-    return method == "autodiff"
+    return jax.grad(total)(inputs.student_logits)

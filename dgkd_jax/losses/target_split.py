@@ -1,7 +1,6 @@
-r"""Checks the logits and splits them: target against the rest, and the rest among themselves. All losses start here.
+r"""Splits the logits of student and teacher: the target against the rest, and the rest among themselves.
 
-Symbols as in `losses`. Each side is split once, as log-odds and log-probabilities, so that nothing cancels or
-overflows where a probability rounds to 0 or 1.
+Symbols as in `losses`; u_s and u_t are the log-odds of the target, so that p = sigmoid(u_s) and q = sigmoid(u_t).
 """
 
 from typing import NamedTuple
@@ -9,73 +8,56 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dgkd_jax.losses import checks
+from dgkd_jax.losses import softmax_pair
+from dgkd_jax.losses.softmax_pair import Odds, SoftmaxPair
 
 
 class Split(NamedTuple):
-    """Logits at temperature T, split: target against the rest, and the rest among themselves."""
+    """Both sides' logits at temperature T, split at the target."""
 
-    target_mask: jax.Array  # [..., classes] bool
-    log_odds: jax.Array  # [...] u, with p = sigmoid(u)
-    log_nontarget: jax.Array  # [..., classes] log ŝ; 0 at the target
-    nontarget: jax.Array  # [..., classes] ŝ; 0 at the target
-
-
-def split(logits: jax.Array, is_target: jax.Array, temperature: float) -> Split:
-    scaled = logits / temperature
-    highest = jax.lax.stop_gradient(jnp.max(jnp.where(is_target, -jnp.inf, scaled), axis=-1, keepdims=True))
-    # The target is replaced before the exponential, not after: where it dominates, exp would overflow and its
-    # gradient, inf times the mask's 0, would be NaN.
-    shifted = jnp.where(is_target, 0.0, scaled - highest)
-    log_sum = jnp.log(jnp.sum(jnp.where(is_target, 0.0, jnp.exp(shifted)), axis=-1, keepdims=True))
-    log_nontarget = jnp.where(is_target, 0.0, shifted - log_sum)
-    target = jnp.sum(jnp.where(is_target, scaled, 0.0), axis=-1, keepdims=True)
-    return Split(
-        target_mask=is_target,
-        log_odds=((target - highest) - log_sum)[..., 0],
-        log_nontarget=log_nontarget,
-        nontarget=jnp.where(is_target, 0.0, jnp.exp(log_nontarget)),
-    )
+    is_target: jax.Array  # [..., classes] bool
+    odds: Odds  # of the target against the rest
+    rest: SoftmaxPair  # over the non-target classes
 
 
-class SplitPair(NamedTuple):
-    """Student's and teacher's logits `[..., classes]`, checked and promoted, each with its split at the targets."""
+def split(student_logits: jax.Array, teacher_logits: jax.Array, is_target: jax.Array, temperature) -> Split:
+    """Split logits at the target.
 
-    student_logits: jax.Array
-    teacher_logits: jax.Array
-    student: Split
-    teacher: Split
-
-
-def split_pair(student_logits, teacher_logits, labels, temperature) -> SplitPair:
-    student_logits, teacher_logits = checks.check_logits(student_logits, teacher_logits)
-    checks.check_labels(labels, student_logits.shape)
-    checks.check_positive("temperature", temperature)
-    is_target = target_mask(labels, student_logits)
-    return SplitPair(
-        student_logits,
-        teacher_logits,
-        split(student_logits, is_target, temperature),
-        split(teacher_logits, is_target, temperature),
-    )
+    Args:
+        student_logits, teacher_logits: `[..., classes]` of one dtype, float32 or float64.
+        is_target: bool `[..., classes]`, true at one class of each sample.
+        temperature: T > 0.
+    """
+    rest = softmax_pair.compare(student_logits, teacher_logits, ~is_target, temperature)
+    of_target = (jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1) for logits in (student_logits, teacher_logits))
+    return Split(is_target, softmax_pair.odds(softmax_pair.mass_of_one(*of_target), rest.mass, temperature), rest)
 
 
 def target_mask(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    """Bool `[..., classes]`, true at the labels."""
     return jnp.asarray(labels)[..., None] == jnp.arange(logits.shape[-1])
 
 
-def target_gap(student_log_odds: jax.Array, teacher_log_odds: jax.Array) -> jax.Array:
-    """δ = p − q. Where both are near 1 it is the difference of the small 1 − q and 1 − p, so it does not cancel."""
-    return jnp.where(
-        student_log_odds + teacher_log_odds > 0,
-        jax.nn.sigmoid(-teacher_log_odds) - jax.nn.sigmoid(-student_log_odds),
-        jax.nn.sigmoid(student_log_odds) - jax.nn.sigmoid(teacher_log_odds),
-    )
+def target_divergence(of: Split) -> jax.Array:
+    """KL([q, 1−q] ‖ [p, 1−p]), `[...]`."""
+    return softmax_pair.binary_divergence(of.odds)
 
 
-def nontarget_gap(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """ŝ − t̂; for a class with most of both masses, minus the sum of the others, so that 1 − 1 does not cancel."""
-    gap = student - teacher
-    has_most = student + teacher > 1  # at most one class, since all of them sum to 2
-    others = jnp.sum(jnp.where(has_most, 0.0, gap), axis=-1, keepdims=True)
-    return jnp.where(has_most, -others, gap)
+def nontarget_divergence(of: Split) -> jax.Array:
+    """KL(t̂ ‖ ŝ), `[...]`."""
+    return softmax_pair.row_sums(of.rest.summands)[0]
+
+
+def target_gap(of: Split) -> jax.Array:
+    """δ = p − q, `[...]`."""
+    return softmax_pair.probability_gap(of.odds)
+
+
+def tckd_gradient(of: Split) -> jax.Array:
+    """δ·(e_y − ŝ), `[..., classes]`: ∇TCKD at temperature 1; times T at temperature T."""
+    return target_gap(of)[..., None] * (of.is_target - of.rest.student)
+
+
+def nckd_gradient(of: Split) -> jax.Array:
+    """ŝ − t̂, `[..., classes]`: ∇NCKD at temperature 1; times T at temperature T."""
+    return of.rest.gap

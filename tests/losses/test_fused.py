@@ -12,9 +12,11 @@ from losses.batches import compiled
 
 from dgkd_jax import losses
 from dgkd_jax.losses import fused
+from dgkd_jax.losses.target_split import target_mask
 
 WEIGHTS = {"alpha": 0.7, "beta": 3.0, "epsilon": 0.4}
 TEMPERATURE = 2.0
+FIRST = np.array([[True, False, False]])  # the target of one sample with three classes
 
 
 random_batch = partial(batches.random_batch, dtype="float32", scale=3.0)
@@ -35,7 +37,7 @@ def in_one_pass(*batch, **options):
 def both(batch, **options):
     """(value, gradient) of the pass and of the plain formulas."""
     pair = (partial(in_one_pass, **options), partial(plain, **WEIGHTS, **options))
-    return jax.jit(lambda *batch: [jax.value_and_grad(loss)(*batch) for loss in pair])(*batch)
+    return compiled(lambda *batch: [jax.value_and_grad(loss)(*batch) for loss in pair])(*batch)
 
 
 def assert_close(ours, oracle, tolerance):
@@ -70,7 +72,7 @@ def test_a_class_that_both_are_sure_of_does_not_cancel():
         student, teacher = np.array([[0.0, 20.0, 0.0]]), np.array([[0.0, 20.0, 0.4]])
         both_sides = np.array([student, teacher])
         both_sides[:, :, 0] = np.log(np.exp(both_sides[:, :, 1:]).sum(-1))  # log-odds 0
-        _, _, squares = fused.terms(*both_sides, np.array([0]))
+        _, _, squares = fused.terms(*both_sides, FIRST, 1.0)
     # t̂ − ŝ of the small class by its logistic function; the large class has minus that.
     small = 1 / (1 + np.exp(20.0 - 0.4)) - 1 / (1 + np.exp(20.0))
     np.testing.assert_allclose(squares, 2 * small**2, rtol=1e-6)
@@ -81,7 +83,7 @@ def test_a_class_that_both_are_sure_of_keeps_all_digits_where_the_target_plays_n
     """The same shares at p = q = 0. Of 1 − 2e-9 less 1 − 3e-9, float32 would leave 0 and float64 half of its digits."""
     with jax.enable_x64(dtype == "float64"):
         student, teacher = np.array([[[-1e4, 20.0, 0.0]], [[-1e4, 20.0, 0.4]]], dtype)
-        (_, _, squares), pull_back = jax.vjp(lambda z: fused.terms(z, teacher, np.array([0])), student)
+        (_, _, squares), pull_back = jax.vjp(lambda z: fused.terms(z, teacher, FIRST, 1.0), student)
         zero = np.zeros(1, dtype)
         (of_nontarget,) = pull_back((zero, np.ones(1, dtype), zero))
     # exp(−20) of a float32 logit is exact to a few units in the last place of float32.
@@ -115,7 +117,7 @@ def test_second_derivatives_are_those_of_the_plain_formulas(outer, scale):
         student, teacher, labels = random_batch(12, 3, dtype="float64", scale=scale)
         option = {"convention": "per_sample"}
         ours, oracle = (
-            jax.jit(outer(jax.grad(partial(loss, **option))))(student, teacher, labels)
+            compiled(outer(jax.grad(partial(loss, **option))))(student, teacher, labels)
             for loss in (in_one_pass, partial(plain, **WEIGHTS))
         )
     np.testing.assert_allclose(ours, oracle, rtol=1e-10, atol=1e-13)
@@ -151,7 +153,7 @@ def test_the_teacher_gets_no_gradient_of_a_gradient():
     student, teacher, labels = random_batch(3, 4)
 
     def slope(teacher):
-        return jnp.sum(jnp.sin(jax.grad(lambda z: sum(map(jnp.sum, fused.terms(z, teacher, labels))))(student)))
+        return jnp.sum(jnp.sin(jax.grad(lambda z: sum(map(jnp.sum, fused.terms(z, teacher, target_mask(labels, z), 1.0))))(student)))
 
     assert not np.any(jax.grad(slope)(teacher))
 

@@ -239,6 +239,7 @@ def test_naming_the_classes_otherwise_changes_only_the_wasserstein_distance():
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 Z, V, Y = np.zeros((4, 5), np.float32), np.ones((4, 5), np.float32), np.arange(4)
+EVEN, MASKED = np.full((4, 5), 0.2, np.float32), np.arange(5) == 2
 GRADIENTS = (Z, V)
 
 REFUSED = {
@@ -255,8 +256,32 @@ REFUSED = {
         lambda: losses.cross_entropy(Z, Y[:, None]),
         r"^labels must have shape \(4,\).*got \(4, 1\)",
     ),
-    "soft labels": (lambda: losses.nckd(Z, V, V, **AT), r"^labels must be class indices of shape \(4,\).*soft"),
-    "soft labels of one sample": (lambda: losses.tckd(Z[0], V[0], V[0], **AT), r"^labels must be class indices"),
+    "distributions below 0": (lambda: losses.nckd(Z, V, EVEN - 1, **AT), r"^labels that are distributions must be at least 0"),
+    "distributions that do not sum to 1": (
+        lambda: losses.cross_entropy(Z, np.ones(Z.shape, np.float32)),
+        r"^labels that are distributions must .* sum to 1",
+    ),
+    "distributions of integers": (
+        lambda: losses.tckd(Z[0], V[0], np.eye(5, dtype=int)[0], **AT),
+        r"^labels of the logits' shape \(5,\) must be distributions .* floating point, got int64",
+    ),
+    "distributions where a class is needed": (
+        lambda: losses.tckd_gradient(Z, V, EVEN, **AT),
+        r"^labels must be integers of shape \(4,\) for a gradient",
+    ),
+    "distributions with another distance": (
+        lambda: losses.gradient_coupling(Z, V, EVEN, convention="per_sample", distance="cosine", **AT),
+        r"^labels must be integers of shape \(4,\) for distance='cosine'",
+    ),
+    "where of numbers": (lambda: losses.kd(Z, V, where=np.ones(4), **AT), r"^where must be booleans, got float"),
+    "where of another shape": (
+        lambda: losses.kd(Z, V, where=np.ones(3, bool), **AT),
+        r"^where must have shape \(4,\)",
+    ),
+    "target masked on both sides": (
+        lambda: losses.tckd(np.where(MASKED, -np.inf, Z), np.where(MASKED, -np.inf, V), Y, **AT),
+        r"^labels name a class whose logit is -inf in both",
+    ),
     "float labels": (
         lambda: losses.dkd(Z, V, Y.astype(np.float32), **DKD),
         r"^labels must be integers, got float32",
@@ -357,4 +382,5 @@ def test_imports_only_jax_and_the_other_parts_of_the_losses(path):
             assert node.module != "dgkd_jax"
             imported.add(node.module)
     others = {name for name in imported if not name.startswith("dgkd_jax.losses")}
-    assert others <= {"jax", "jax.numpy", "numpy", "optax", "typing"}
+    standard = {"collections.abc", "functools", "math", "typing"}
+    assert others <= {"jax", "jax.numpy", "jax.custom_derivatives", "numpy", *standard}
