@@ -88,6 +88,7 @@ def _no_tangent(array: jax.Array) -> Any:
     return jnp.zeros_like(array) if is_float else np.zeros(array.shape, jax.dtypes.float0)
 
 
+@jax.jit  # traced once for all losses of a program, and compiled once outside of programs
 def _compare(z: jax.Array, v: jax.Array, inside: jax.Array, temperature) -> SoftmaxPair:
     z_there, v_there = inside & (z != -jnp.inf), inside & (v != -jnp.inf)  # NaN counts as there, and stays NaN
     z_any, v_any = (jnp.any(there, axis=-1, keepdims=True) for there in (z_there, v_there))
