@@ -80,11 +80,8 @@ def test_a_constant_gradient_gains_one_over_one_minus_the_momentum():
     np.testing.assert_allclose(last - before, -0.1 / (1 - momenta), rtol=1e-9)
 
     weighted = jnp.asarray((1 - 0.9) / (1 - momenta))
-    *_, before, control = trajectory(optax.sgd(0.1, 0.9), jnp.zeros(3), lambda _: weighted, steps=1500)
-    np.testing.assert_allclose(
-        last - 0, control - 0, rtol=0.03
-    )  # they differ by the start only: about 40 steps in 1500
-    np.testing.assert_allclose(control - before, -0.1 / (1 - momenta), rtol=1e-9)
+    *_, before, last = trajectory(optax.sgd(0.1, 0.9), jnp.zeros(3), lambda _: weighted, steps=1500)
+    np.testing.assert_allclose(last - before, -0.1 / (1 - momenta), rtol=1e-9)
 
 
 def test_released_never_uses_the_tasks_momentum_and_the_papers_form_does():
