@@ -18,8 +18,8 @@ def value_and_named_gradients(
     "kd" all other terms, any other name the term of that name. Each has the weights and ramps of the loss.
     If every term is in exactly one, they add up to the gradient of the loss.
 
-    Each gradient is a backward pass of its own. One pass over stacked cotangents gives the same, but takes longer on
-    a CPU and more memory (docs/performance.md).
+    Each gradient is a backward pass of its own. One pass over stacked cotangents gives the same, and takes as long or
+    longer on a CPU (docs/performance.md).
 
     Args:
         terms_of: parameters -> scalars by name, among them "ce", and anything else, which is not differentiated.
