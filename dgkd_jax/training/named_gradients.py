@@ -16,7 +16,8 @@ def value_and_named_gradients(
 
     A gradient is that of the loss through some of its terms, the others held fixed: "task" is the cross-entropy "ce",
     "kd" all other terms, any other name the term of that name. Each has the weights and ramps of the loss.
-    If every term is in exactly one, they add up to the gradient of the loss.
+    If every term is in exactly one, they add up to the gradient of the loss. DGKD's coupling, which is of TCKD and
+    NCKD together, is in "kd"; a config that asks for DGKD with "tckd" and "nckd" is refused.
 
     Each gradient is a backward pass of its own. One pass over stacked cotangents gives the same, and takes as long or
     longer on a CPU (docs/performance.md).
