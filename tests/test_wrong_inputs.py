@@ -73,6 +73,18 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, messa
         ),
         ([MNIST, "--config.method=dkd", "--config.dgkd.epsilon=2"], "method dkd does not read it"),
         (
+            [MNIST, "--config.method=ce", "--config.optimizer.name=dot"],
+            "config.optimizer.name=dot needs a distillation loss, and method ce has none; take sgd",
+        ),
+        (
+            [MNIST, "--config.optimizer.name=deepkd"],
+            "config.optimizer.name=deepkd needs a method whose terms are nckd and tckd, such as dkd; method dgkd has",
+        ),
+        (
+            [MNIST, "--config.optimizer.name=dot", "--config.optimizer.clip_norm=1.0"],
+            "config.optimizer.name=dot goes with config.optimizer.nesterov=False and config.optimizer.clip_norm=0 only",
+        ),
+        (
             [MNIST, "--config.data.image_size=1"],
             "config.data.image_size=1 is not allowed: 0 or a whole number of pixels",
         ),

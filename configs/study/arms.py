@@ -3,7 +3,11 @@
 Candidates for a regime in which gradient coupling beats DKD: a decayed ε, ε < 0 (alignment), the four distances,
 gradients with respect to parameters, a larger gap between teacher and student, few training images, noisy labels,
 T = 1, no cross-entropy, longer training.
+
+Beside them, in the regime `momenta`: DOT and DeepKD, each with the control that it must beat to be more than a weight.
 """
+
+from ml_collections import ConfigDict
 
 
 def _dgkd(convention: str, epsilon: float, **more) -> dict:
@@ -48,6 +52,44 @@ ARMS = {
     "parameters -0.1": _dgkd("per_sample", -0.1, wrt="params"),
 } | _CONTROLS
 
+
+def with_momenta(base: ConfigDict) -> dict:
+    """DKD with an optimizer that has a momentum for each part of the loss, and the same without: arm -> overrides.
+
+    In the steady state a momentum μ_i is a gain 1/(1 − μ_i). So `NAME as weights` is SGD with the base's momentum μ,
+    each part of the loss times (1 − μ)/(1 − μ_i), and the weight decay times the factor of its part. That last factor
+    is taken out of all of them and put into the learning rate, which makes the same steps and leaves the key of the
+    weight decay, with which the teacher is trained too, as it is.
+
+    Args:
+        base: of the study.
+    """
+    settings, dkd = base.optimizer, base.dkd
+    low, high = settings.momentum - settings.momentum_delta, settings.momentum + settings.momentum_delta
+    task, tckd, nckd = settings.momentum_task, settings.momentum_tckd, settings.momentum_nckd
+
+    def gains(momenta: tuple[float, float, float], *, of_decay: float) -> dict:
+        ce_weight, alpha, beta = ((1 - of_decay) / (1 - momentum) for momentum in momenta)
+        return {
+            "method": "dkd",
+            "optimizer.learning_rate": settings.learning_rate * (1 - settings.momentum) / (1 - of_decay),
+            "dkd.ce_weight": dkd.ce_weight * ce_weight,
+            "dkd.alpha": dkd.alpha * alpha,
+            "dkd.beta": dkd.beta * beta,
+        }
+
+    return {
+        "dot": {"method": "dkd", "optimizer.name": "dot"},
+        "dot as weights": gains((low, high, high), of_decay=low),
+        "deepkd": {"method": "dkd", "optimizer.name": "deepkd"},
+        "deepkd as weights": gains((task, tckd, nckd), of_decay=task),
+        "deepkd_released": {"method": "dkd", "optimizer.name": "deepkd_released"},
+        "deepkd_released as weights": gains((tckd, tckd, nckd), of_decay=tckd),
+    }
+
+
+_MOMENTA = ("dot", "deepkd", "deepkd_released")
+
 # In the other regimes: the baseline, and the forms that might do well there.
 _FEW = ("dkd", "per_sample 0.1", "per_sample 1", "per_sample -0.5", "self_normalized -3")
 
@@ -67,4 +109,5 @@ def regimes(*, few: int, epochs: int) -> dict:
         "T = 1": ({"dkd.temperature": 1.0}, _FEW),
         "no CE": ({"dkd.ce_weight": 0.0}, _FEW),
         "longer": ({"epochs": 3 * epochs}, _FEW),
+        "momenta": ({}, (BASELINE, *_MOMENTA, *(f"{name} as weights" for name in _MOMENTA))),
     }

@@ -21,7 +21,7 @@ def get_study() -> Study:
         "small_cnn_w24 (121k parameters, 12 epochs), student small_cnn_w8 (5.0k).",
         base=base,
         seeds=(0, 1, 2, 3, 4),
-        arms=arms.ARMS,
+        arms=arms.ARMS | arms.with_momenta(base),
         regimes=arms.regimes(few=2000, epochs=8),
         baseline=arms.BASELINE,
     )

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from dgkd_jax.errors import BadInput, did_you_mean
 from dgkd_jax.methods import METHODS, needs_teacher, sections_of
-from dgkd_jax.runs.default import KEYS
+from dgkd_jax.runs.default import KEYS, NAMED_GRADIENTS
 
 # The sections that only some methods read. DGKD also reads DKD's.
 _METHOD_SECTIONS = {section for method in METHODS.values() for section in sections_of(method)}
@@ -52,6 +52,31 @@ def validate(config: ConfigDict) -> None:
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
         )
+    if config.optimizer.name in NAMED_GRADIENTS:
+        _check_named_gradients(config)
+
+
+def _check_named_gradients(config: ConfigDict) -> None:
+    """Refuse an optimizer of named gradients where the method's terms are not those, or a key is not for it."""
+    optimizer, chosen = config.optimizer, f"config.optimizer.name={config.optimizer.name}"
+    needed = set(NAMED_GRADIENTS[optimizer.name]) - {"task", "kd"}  # "kd" is of all terms
+    for method in METHODS if config.method == "all" else (config.method,):
+        terms = METHODS[method].term_units
+        if not terms:
+            raise BadInput(f"{chosen} needs a distillation loss, and method {method} has none; take sgd")
+        if needed and set(terms) != needed:
+            raise BadInput(
+                f"{chosen} needs a method whose terms are {' and '.join(sorted(needed))}, such as dkd; "
+                f"method {method} has {', '.join(terms)}"
+            )
+    if optimizer.nesterov or optimizer.clip_norm:
+        raise BadInput(f"{chosen} goes with config.optimizer.nesterov=False and config.optimizer.clip_norm=0 only")
+    middle, delta = optimizer.momentum, optimizer.momentum_delta
+    if optimizer.name == "dot" and not (delta <= middle and middle + delta < 1):
+        raise BadInput(
+            f"config.optimizer.momentum_delta={delta}: momentum - momentum_delta and momentum + momentum_delta must be "
+            f"in [0, 1), and momentum={middle}"
+        )
 
 
 def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
@@ -83,6 +108,11 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     }
     if not config.data.mock:
         del kept["data.mock_train_examples"], kept["data.mock_eval_examples"]
+    if config.optimizer.name != "dot":
+        del kept["optimizer.momentum_delta"]
+    if config.optimizer.name not in ("deepkd", "deepkd_released"):
+        for name in ("task", "tckd", "nckd"):
+            del kept[f"optimizer.momentum_{name}"]
     return kept
 
 
@@ -158,10 +188,15 @@ _TEACHERS_KEYS = {
 
 
 def of_teacher(config: ConfigDict) -> ConfigDict:
-    """The config of the teacher's own training: cross-entropy with this run's data and optimizer."""
+    """The config of the teacher's own training: cross-entropy with this run's data and optimizer.
+
+    With an optimizer of named gradients the teacher, which has but one, is trained by `sgd`.
+    """
     teacher = config.copy_and_resolve_references()
     with teacher.unlocked():
         teacher.method = "ce"
+        if teacher.optimizer.name in NAMED_GRADIENTS:
+            teacher.optimizer.name = "sgd"
         given = flatten(config)
         teacher.update_from_flattened_dict({key: given[setting] for key, setting in _TEACHERS_KEYS.items()})
         teacher.data.mean = config.teacher.mean or config.data.mean

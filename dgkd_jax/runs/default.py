@@ -36,6 +36,14 @@ _DEVIATIONS = numbers(
     "() or one number greater than 0 per channel", lambda v: len(v) in (0, 1, 3) and all(s > 0 for s in v)
 )
 
+# optimizer.name -> the gradients that it takes, with a momentum each; other optimizers take that of the whole loss.
+NAMED_GRADIENTS = {
+    "dot": ("task", "kd"),
+    "deepkd": ("task", "tckd", "nckd"),
+    "deepkd_released": ("task", "tckd", "nckd"),
+}
+_MOMENTUM = number(0, 1, open_high=True)
+
 _RUN_KEYS = {
     "name": Key(
         "unnamed",
@@ -132,11 +140,25 @@ _RUN_KEYS = {
     "eval_batch_size": Key(
         256, "global, rounded up to a multiple of the devices; does not change any result", COUNT, decides="nothing"
     ),
-    "optimizer.name": Key("sgd", "sgd (PyTorch's update rule) | adamw", one_of("sgd", "adamw")),
+    "optimizer.name": Key(
+        "sgd",
+        "sgd (PyTorch's update rule) | adamw | dot (DOT: two momenta) | deepkd (three) | deepkd_released (its code)",
+        one_of("sgd", "adamw", *NAMED_GRADIENTS),
+    ),
     "optimizer.learning_rate": Key(0.05, "peak rate", POSITIVE),
-    "optimizer.momentum": Key(0.9, "sgd only", number(0, 1, open_high=True)),
+    "optimizer.momentum": Key(0.9, "sgd; dot: the middle of its two", _MOMENTUM),
+    "optimizer.momentum_delta": Key(
+        0.075, "dot: momentum less this for the task, plus this for the distillation", _MOMENTUM, source="mdistiller"
+    ),
+    "optimizer.momentum_task": Key(0.975, "deepkd: of the cross-entropy's gradient", _MOMENTUM, source="DeepKD"),
+    "optimizer.momentum_tckd": Key(0.825, "deepkd: of TCKD's gradient", _MOMENTUM, source="DeepKD"),
+    "optimizer.momentum_nckd": Key(0.95, "deepkd: of NCKD's gradient", _MOMENTUM, source="DeepKD"),
     "optimizer.nesterov": Key(False, "sgd only", SWITCH),
-    "optimizer.weight_decay": Key(5e-4, "sgd: added to the gradient (L2); adamw: decoupled", NOT_NEGATIVE),
+    "optimizer.weight_decay": Key(
+        5e-4,
+        "sgd: added to the gradient (L2), dot and deepkd: the task's, deepkd_released: TCKD's; adamw: decoupled",
+        NOT_NEGATIVE,
+    ),
     "optimizer.decay_on": Key(
         "all", "all parameters, as PyTorch does | kernels: not biases and BatchNorm", one_of("all", "kernels")
     ),

@@ -15,6 +15,7 @@ from dgkd_jax.data.source import Source
 from dgkd_jax.models import network
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import sharding
+from dgkd_jax.runs.default import NAMED_GRADIENTS
 from dgkd_jax.training import optimizer as optimizer_lib
 from dgkd_jax.training import state
 from dgkd_jax.training.step import Teacher, finite_rows, metric_names, train_step
@@ -86,6 +87,7 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         label_smoothing=config.label_smoothing,
         ema_decay=config.optimizer.ema_decay,
         skip_limit=config.nonfinite_limit,
+        gradient_names=NAMED_GRADIENTS.get(config.optimizer.name, ()),
     )
     many_steps = functools.partial(
         steps_on_device,

@@ -7,14 +7,35 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from dgkd_jax.training.decoupled_momentum import deepkd, dot
+
 
 def make_optimizer(optimizer: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer of the config section `optimizer`.
 
     `sgd` is PyTorch's: g ← g + λ·w;  m ← μ·m + g;  w ← w − η·m (with Nesterov, w ← w − η·(g + μ·m)). `adamw` decays
-    the weights separately from the gradient, as PyTorch's does. Clipping comes first.
+    the weights separately from the gradient, as PyTorch's does. Clipping comes first. `dot`, `deepkd` and
+    `deepkd_released` take named gradients and do not clip: see `decoupled_momentum`.
     """
     decayed = _kernels if optimizer.decay_on == "kernels" else None
+    if optimizer.name == "dot":
+        return dot(
+            learning_rate,
+            momentum_task=optimizer.momentum - optimizer.momentum_delta,
+            momentum_kd=optimizer.momentum + optimizer.momentum_delta,
+            weight_decay=optimizer.weight_decay,
+            mask=decayed,
+        )
+    if optimizer.name in ("deepkd", "deepkd_released"):
+        return deepkd(
+            learning_rate,
+            momentum_task=optimizer.momentum_task,
+            momentum_tckd=optimizer.momentum_tckd,
+            momentum_nckd=optimizer.momentum_nckd,
+            weight_decay=optimizer.weight_decay,
+            form="paper" if optimizer.name == "deepkd" else "released",
+            mask=decayed,
+        )
     clip = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm > 0 else []
     if optimizer.name == "adamw":
         return optax.chain(*clip, optax.adamw(learning_rate, weight_decay=optimizer.weight_decay, mask=decayed))

@@ -16,6 +16,7 @@ from dgkd_jax.losses import comparison
 from dgkd_jax.methods import Method
 from dgkd_jax.methods.progress import Progress
 from dgkd_jax.models.network import Network
+from dgkd_jax.training.named_gradients import value_and_named_gradients
 from dgkd_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -61,6 +62,7 @@ def train_step(
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
     skip_limit: int = 1,
+    gradient_names: tuple[str, ...] = (),
 ) -> TrainState:
     """One step of the student on one global batch.
 
@@ -79,13 +81,15 @@ def train_step(
         label_smoothing: of the cross-entropy, in [0, 1).
         ema_decay: of the average in `state.ema`, per step, in [0, 1); read only where there is an average.
         skip_limit: 1 or more.
+        gradient_names: the gradients that `optimizer` takes, as `value_and_named_gradients` makes them, each term of
+            the loss in exactly one; (): one tree, of the whole loss.
 
     Returns:
         The next state; unless the step was skipped, `totals` and `epoch_totals` include this step's metrics.
     """
     labels = batch["label"]
     teacher_logits = teacher.logits(batch) if method.needs_teacher else None
-    loss_of = _loss_function(
+    gradients_of = _gradient_function(
         student,
         state,
         batch,
@@ -93,9 +97,11 @@ def train_step(
         method=method,
         progress=Progress(state.step, steps_per_epoch, total_steps),
         label_smoothing=label_smoothing,
+        gradient_names=gradient_names,
     )
-    (loss, (logits, terms, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    gradient_norm = optax.tree.norm(gradients)
+    (loss, (logits, terms, batch_stats)), gradients = gradients_of(state.params)
+    whole = jax.tree.map(lambda *parts: sum(parts), *gradients.values()) if gradient_names else gradients
+    gradient_norm = optax.tree.norm(whole)
     means = {"loss": loss, "grad_norm": gradient_norm}
     if teacher_logits is not None:
         logits = jax.lax.stop_gradient(logits)
@@ -106,7 +112,7 @@ def train_step(
     return _kept_if(sound, updated, state)
 
 
-def _loss_function(
+def _gradient_function(
     student: Network,
     state: TrainState,
     batch: Batch,
@@ -115,8 +121,9 @@ def _loss_function(
     method: Method,
     progress: Progress,
     label_smoothing: float,
-) -> Callable[[Any], tuple[jax.Array, tuple]]:
-    """A function: parameters -> loss, (logits, batch means of the loss terms, BatchNorm statistics)."""
+    gradient_names: tuple[str, ...],
+) -> Callable[[Any], tuple[tuple[jax.Array, tuple], Any]]:
+    """A function: parameters -> (loss, (logits, batch means of the loss terms, BatchNorm statistics)), gradients."""
     labels = batch["label"]
 
     def forward(params):
@@ -124,7 +131,7 @@ def _loss_function(
         logits, updated = network(batch["image"], train=True, mutable=["batch_stats"])
         return logits, updated.get("batch_stats", {})
 
-    def loss_of(params):
+    def terms_of(params):
         if method.needs_parameter_gradients:
             logits, pull_back, batch_stats = jax.vjp(forward, params, has_aux=True)
             given = {"pull_back": pull_back}
@@ -134,9 +141,15 @@ def _loss_function(
         terms = {"ce": losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)}
         terms |= method.terms(logits, teacher_logits, labels, **given)
         terms = jax.tree.map(jnp.mean, terms)
-        return method.loss(terms, progress), (logits, terms, batch_stats)
+        return terms, (logits, terms, batch_stats)
 
-    return loss_of
+    def loss_of(params):
+        terms, beside = terms_of(params)
+        return method.loss(terms, progress), beside
+
+    if gradient_names:
+        return value_and_named_gradients(terms_of, lambda terms: method.loss(terms, progress), gradient_names)
+    return jax.value_and_grad(loss_of, has_aux=True)
 
 
 def _updated(

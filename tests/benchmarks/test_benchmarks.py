@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import scaling, side_by_side, training
+from benchmarks.named_gradients import stacked
+from dgkd_jax.training.named_gradients import value_and_named_gradients
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +94,23 @@ def test_losses_are_measured_without_torch_which_is_said(tmp_path):
     assert found["torch_over_ours"] is None
 
 
+def test_stacked_cotangents_give_the_named_gradients_that_they_are_measured_against():
+    random = np.random.default_rng(0)
+    images, params = jnp.asarray(random.normal(size=(4, 3))), jnp.asarray(random.normal(size=(3, 2)))
+
+    def terms_of(params):
+        outputs = jnp.tanh(images @ params)
+        return {"ce": outputs.mean(), "tckd": (outputs**2).mean(), "nckd": (outputs**3).mean()}, outputs
+
+    def loss_of(terms):
+        return 0.5 * terms["ce"] + terms["tckd"] + 8.0 * terms["nckd"]
+
+    found, expected = (
+        how(terms_of, loss_of, ("task", "tckd", "nckd"))(params) for how in (stacked, value_and_named_gradients)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+
+
 @pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("name", "argument", "message"),
@@ -100,6 +120,7 @@ def test_losses_are_measured_without_torch_which_is_said(tmp_path):
         ("loss", "--output=nowhere/x.json", "--output=nowhere/x.json: no such folder"),
         ("startup", "--runs=0", "--runs=0: must be 1 or more"),
         ("startup", "--student=resnet21", "--student:"),
+        ("named_gradients", "--rounds=0", "--rounds=0: must be 1 or more"),
         ("scaling", "--batch=12", "--batch=12: must be a multiple of 8"),
         ("scaling", "--nonsense", "unrecognized arguments: --nonsense"),
     ],

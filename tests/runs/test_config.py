@@ -95,11 +95,51 @@ def resolved(**changes) -> ConfigDict:
         ("data.eval_interpolation", "cubic", "config.data.eval_interpolation='cubic'.*did you mean 'bicubic'"),
         ("teacher.mean", (0.5,), "config.teacher.mean and config.teacher.std must have the same length"),
         ("teacher.std", (0.0,), "config.teacher.std=.* greater than 0"),
+        ("optimizer.name", "deep_kd", "config.optimizer.name='deep_kd' is not allowed.*did you mean 'deepkd'"),
+        ("optimizer.momentum_nckd", 1.0, r"config.optimizer.momentum_nckd=1.0 is not allowed: a number in \[0, 1\)"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_allowed(key, value, message):
     with pytest.raises(BadInput, match=message):
         rules.validate(resolved(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "ce", "optimizer.name": "dot"}, "optimizer.name=dot needs a distillation loss, and method ce has"),
+        ({"method": "all", "optimizer.name": "dot"}, "optimizer.name=dot needs a distillation loss, and method ce has"),
+        ({"method": "kd", "optimizer.name": "deepkd"}, "terms are nckd and tckd, such as dkd; method kd has kd"),
+        (
+            {"method": "dgkd", "optimizer.name": "deepkd_released"},
+            "deepkd_released needs a method whose terms are nckd and tckd, such as dkd; method dgkd has .*, coupling",
+        ),
+        (
+            {"method": "kd", "optimizer.name": "dot", "optimizer.clip_norm": 1.0},
+            "optimizer.name=dot goes with config.optimizer.nesterov=False and config.optimizer.clip_norm=0 only",
+        ),
+        (
+            {"method": "kd", "optimizer.name": "dot", "optimizer.momentum": 0.95},
+            r"momentum_delta=0.075: .* must be in \[0, 1\), and momentum=0.95",
+        ),
+        ({"method": "kd", "optimizer.name": "dot", "optimizer.momentum": 0.05}, "momentum_delta=0.075: .*=0.05"),
+    ],
+)
+def test_an_optimizer_of_named_gradients_is_refused_where_it_does_not_fit(changes, message):
+    with pytest.raises(BadInput, match=message):
+        rules.validate(resolved(**changes))
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs_teacher])
+def test_dot_goes_with_every_method_that_has_a_teacher(method):
+    rules.validate(resolved(**{"method": method, "optimizer.name": "dot"}))
+
+
+def test_each_optimizer_has_its_own_momenta_and_other_runs_are_the_same_as_before_there_were_any():
+    delta, three = {"momentum_delta"}, {"momentum_task", "momentum_tckd", "momentum_nckd"}
+    for name, read in (("sgd", set()), ("adamw", set()), ("dot", delta), ("deepkd", three), ("deepkd_released", three)):
+        found = rules.identity(resolved(**{"method": "dkd", "optimizer.name": name}))
+        assert {key.removeprefix("optimizer.") for key in found if key.startswith("optimizer.momentum_")} == read
 
 
 def test_cross_entropy_needs_no_teacher():
@@ -210,7 +250,10 @@ def test_a_key_makes_another_run_exactly_where_it_decides_what_is_computed(key, 
     section = key.split(".")[0]
     of_other_methods = section in METHODS and section not in sections_of(METHODS[method])
     of_no_teacher = section == "teacher" and not needs_teacher(method)
-    decides = key not in DECIDES_NOTHING | DECIDES_THE_TEACHER and not of_other_methods and not of_no_teacher
+    of_other_optimizers = key.startswith("optimizer.momentum_")
+    decides = key not in DECIDES_NOTHING | DECIDES_THE_TEACHER and not (
+        of_other_methods or of_no_teacher or of_other_optimizers
+    )
     assert (rules.identity(one) != rules.identity(other)) == decides
     recorded = json.loads(json.dumps(rules.identity(one)))  # as a checkpoint holds it
     rules.check_same_run(recorded, one, workdir="w")
@@ -227,10 +270,19 @@ def test_numbers_of_generated_images_decide_nothing_where_none_are_generated(key
     assert rules.identity(one) == rules.identity(other)
 
 
-def test_teachers_run_does_not_depend_on_the_method_or_the_students_seed():
+def test_teachers_run_does_not_depend_on_the_method_the_students_seed_or_its_named_gradients():
     one = rules.of_teacher(mnist5k.get_config())
     other = rules.of_teacher(
-        resolved(**{"method": "kd", "seed": 5, "dgkd.epsilon": 1.0, "student.model": "small_cnn_w24"})
+        resolved(
+            **{
+                "method": "kd",
+                "seed": 5,
+                "dgkd.epsilon": 1.0,
+                "student.model": "small_cnn_w24",
+                "optimizer.name": "dot",
+                "optimizer.momentum_delta": 0.05,
+            }
+        )
     )
     assert rules.identity(one) == rules.identity(other)
     assert (one.method, one.student.model, one.epochs) == ("ce", "small_cnn_w24", mnist5k.get_config().teacher.epochs)

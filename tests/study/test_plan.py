@@ -15,4 +15,22 @@ def test_studies_are_valid_and_seeds_share_their_teachers(module, tmp_path):
     for run in runs:
         teachers[run.regime].add(run.config.teacher.workdir)
     assert all(len(found) == 1 for found in teachers.values())
-    assert teachers["standard"] == teachers["T = 1"] != teachers["noisy labels"]
+    assert teachers["standard"] == teachers["T = 1"] == teachers["momenta"] != teachers["noisy labels"]
+
+
+def test_the_controls_of_the_momenta_take_the_steps_that_constant_gradients_would_give():
+    """The rate times each weight over 1 − μ is that of the gradient's own momentum, and likewise for the decay."""
+    planned = mnist5k.get_study()
+    base = planned.base
+    for name, momenta, of_decay in (
+        ("dot", (0.825, 0.975, 0.975), 0.825),
+        ("deepkd", (0.975, 0.825, 0.95), 0.975),
+        ("deepkd_released", (0.825, 0.825, 0.95), 0.825),
+    ):
+        control = planned.arms[f"{name} as weights"]
+        gain = control["optimizer.learning_rate"] / (1 - base.optimizer.momentum)
+        rate = base.optimizer.learning_rate
+        for key, momentum in zip(("ce_weight", "alpha", "beta"), momenta, strict=True):
+            assert gain * control[f"dkd.{key}"] == pytest.approx(rate * base.dkd[key] / (1 - momentum), rel=1e-12)
+        assert gain == pytest.approx(rate / (1 - of_decay), rel=1e-12)
+        assert "optimizer.weight_decay" not in control

@@ -121,6 +121,17 @@ def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
 
 
+@pytest.mark.parametrize(("method", "optimizer"), [("kd", "dot"), ("dkd", "deepkd")])
+def test_each_of_several_momenta_is_kept_over_an_interruption(tmp_path, one_device, method, optimizer):
+    config = tiny(**{"method": method, "optimizer.name": optimizer, "epochs": 1, "checkpoint_every": 1})
+    expected = fit(config, tmp_path / "whole", mesh=one_device)
+    with pytest.raises(Preempted, match="stopped after step 2 of 4"):
+        fit(config, tmp_path / "parts", mesh=one_device, stop=Asked(1))
+    found = fit(config, tmp_path / "parts", mesh=one_device)
+    assert_bit_equal(found.variables, expected.variables)
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
 def test_the_best_so_far_and_the_time_spent_are_kept_over_an_interruption(tmp_path, one_device, monkeypatch):
     """The first evaluation, at step 4, is made the best; the first session is made to take 5000 seconds."""
     seen = []

@@ -17,6 +17,7 @@ from dgkd_jax.methods import CE, DGKD, DKD, KD, METHODS, LogitMSE, from_config
 from dgkd_jax.models.network import Network, normalize
 from dgkd_jax.runs import sharding
 from dgkd_jax.training import state
+from dgkd_jax.training.decoupled_momentum import deepkd, dot
 from dgkd_jax.training.optimizer import make_optimizer
 from dgkd_jax.training.step import metric_names, train_step
 
@@ -194,6 +195,45 @@ def test_one_and_eight_devices_compute_the_same(networks, name):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(one.totals["loss"][0], eight.totals["loss"][0], rtol=1e-10)
         assert tuple(map(int, one.totals["accuracy"])) == tuple(map(int, eight.totals["accuracy"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        (KD(), ("task", "kd")),
+        (method_of("dkd"), ("task", "tckd", "nckd")),
+        (method_of("dgkd"), ("task", "kd")),
+        (method_of("dgkd", wrt="params"), ("task", "kd")),
+    ],
+)
+def test_named_gradients_with_equal_momenta_train_as_the_whole_gradient(networks, method, names):
+    """Also BatchNorm's statistics and the metrics, among them the norm of the gradient; DeepKD's on eight devices."""
+    momenta = {f"momentum_{name}": 0.9 for name in names}
+    optimizer = (dot if len(names) == 2 else deepkd)(0.1, weight_decay=5e-4, **momenta)
+    mesh = None if len(names) == 2 else sharding.make_mesh(fsdp=2)
+    batches = [batch_of(seed) for seed in range(2)]
+    with jax.enable_x64(True):
+        expected, _ = run(networks, method, batches=batches)
+        found, _ = run(networks, method, batches=batches, optimizer=optimizer, gradient_names=names, mesh=mesh)
+        for part in ("params", "batch_stats", "totals"):
+            jax.tree.map(
+                # float64 sums in another order
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+                getattr(found, part),
+                getattr(expected, part),
+            )
+
+
+def test_a_step_of_named_gradients_that_are_not_finite_is_skipped(networks):
+    optimizer = dot(0.1, momentum_task=0.8, momentum_kd=0.9, weight_decay=5e-4)
+    bad = batch_of(1)
+    bad["image"][3] = np.nan
+    with jax.enable_x64(True):
+        before, _ = run(networks, KD(), batches=[batch_of(0)], optimizer=optimizer, gradient_names=("task", "kd"))
+        after, _ = run(networks, KD(), batches=[batch_of(0), bad], optimizer=optimizer, gradient_names=("task", "kd"))
+        assert int(after.skipped) == 1
+        for part in ("params", "batch_stats", "opt_state"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
 
 
 def test_teacher_is_untouched_and_not_donated(networks):
