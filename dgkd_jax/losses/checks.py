@@ -42,8 +42,8 @@ class Inputs(NamedTuple):
 def check_inputs(student_logits, teacher_logits=None, labels=None, where=None) -> Inputs:
     """Check, promote and mask what a loss was given.
 
-    A row that `where` leaves out gets zeros for logits, so that not even NaN there reaches a gradient. A row whose label
-    is out of range gets NaN, where the label is not known before the program runs.
+    A row that `where` leaves out gets zeros for logits, so that not even NaN there reaches a gradient. A row whose
+    label is out of range gets NaN, where the label is not known before the program runs.
 
     Raises:
         ValueError: shapes do not match, fewer than two classes, wrong types; and, of arrays with known values, labels

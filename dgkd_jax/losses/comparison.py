@@ -24,8 +24,8 @@ def compare(
 ) -> dict[str, jax.Array]:
     """The metrics that every method logs, so that runs of different methods can be compared.
 
-    Args, Raises: as `tckd`; all leading dimensions count as batch. Of a label that is a distribution, the class with the
-        largest weight is the target.
+    Args, Raises: as `tckd`; all leading dimensions count as batch. Of a label that is a distribution, the class with
+        the largest weight is the target.
 
     Returns:
         Scalars: means of `kd`, `tckd`, `nckd` at this temperature and of `logit_mse` (`TERMS`), and `diagnostics`.

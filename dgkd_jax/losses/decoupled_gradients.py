@@ -72,8 +72,8 @@ def dgkd_terms(
 def _of_separate_gradients(inputs: checks.Inputs, temperature, *, distance: Distance, **options) -> DgkdTerms:
     if inputs.has_soft_labels():
         raise ValueError(
-            f"labels must be integers of shape {inputs.student_logits.shape[:-1]} for distance={distance!r} or a traced "
-            "temperature; distributions need distance='mse' and a temperature that is a number"
+            f"labels must be integers of shape {inputs.student_logits.shape[:-1]} for distance={distance!r} or a "
+            "traced temperature; distributions need distance='mse' and a temperature that is a number"
         )
     logits = *inputs[:2], inputs.is_target(), temperature
     split = target_split.split(*logits)

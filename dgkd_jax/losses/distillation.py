@@ -90,8 +90,8 @@ def tckd(
         NaN for a label that is out of range but unknown until the program runs.
 
     Raises:
-        ValueError: shapes do not match, fewer than two classes, wrong types, T ≤ 0; of arrays with known values (outside
-            jit): a label out of range, no distribution, or absent on both sides.
+        ValueError: shapes do not match, fewer than two classes, wrong types, T ≤ 0; of arrays with known values
+            (outside jit): a label out of range, no distribution, or absent on both sides.
     """
     inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
     checks.check_positive("temperature", temperature)

@@ -256,7 +256,10 @@ REFUSED = {
         lambda: losses.cross_entropy(Z, Y[:, None]),
         r"^labels must have shape \(4,\).*got \(4, 1\)",
     ),
-    "distributions below 0": (lambda: losses.nckd(Z, V, EVEN - 1, **AT), r"^labels that are distributions must be at least 0"),
+    "distributions below 0": (
+        lambda: losses.nckd(Z, V, EVEN - 1, **AT),
+        r"^labels that are distributions must be at least 0",
+    ),
     "distributions that do not sum to 1": (
         lambda: losses.cross_entropy(Z, np.ones(Z.shape, np.float32)),
         r"^labels that are distributions must .* sum to 1",
