@@ -1,9 +1,9 @@
 """TrivialAugment, wide: one random operation of random strength on each image (Müller & Hutter, ICCV 2021,
 arXiv:2103.10158), as torchvision's `TrivialAugmentWide` does it with its defaults.
 
-All images go through the same few passes: one move of pixels, then a choice of the operations on values. A branch per
-image would not run in parallel on an accelerator. Values and places are computed in integers, or by single float32
-operations, for the reason that `mixing` gives. So pixels are torchvision's except:
+All images go through the same passes: a table of 256 grey levels for each channel, a blend, and a move of pixels. A
+branch per image would not run in parallel on an accelerator. Everything is computed in integers, or by the host, for
+the reason that `mixing` gives. So pixels are torchvision's except:
 
 - colour, contrast and sharpness are the exact blend, rounded down; torchvision's float32 may fall just below a whole
   number, which is one grey level;
@@ -11,6 +11,7 @@ operations, for the reason that `mixing` gives. So pixels are torchvision's exce
   torchvision takes the one that its float32 happens to be nearer to.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -68,23 +69,27 @@ def apply(images: jax.Array, choice: Choice) -> jax.Array:
     Returns:
         As `images`.
     """
-    values = images.astype(jnp.int32)
-    results = {
-        "brightness": _brightness(images, choice),
-        **dict.fromkeys(BLENDS, _blend(values, choice)),
-        "posterize": _posterize(images, choice),
-        "solarize": _solarize(images, choice),
-        "autocontrast": _autocontrast(images),
-        "equalize": _equalize(images),
-    }
-    for name, result in results.items():
-        images = jnp.where(_is(name, choice), result, images)
-    # Last, because XLA would compute a move again wherever its result is read, nine times in a blur.
-    return _moved(images, choice)
+    blends = _is("color", choice) | _is("sharpness", choice)
+    changed = jnp.where(blends[:, None, None, None], _blended(images, choice), _looked_up(images, choice))
+    # The move is last, because a blur would read it nine times.
+    return _computed_once(_moved(changed, choice), choice)
+
+
+def _computed_once(value: jax.Array, choice: Choice) -> jax.Array:
+    """The value. XLA's CPU backend computes a part again for each reader, and does so through `optimization_barrier`.
+
+    It does not look into a conditional whose condition it cannot know: a whole batch then takes a quarter of the time.
+    """
+
+    def conditional(value: jax.Array) -> jax.Array:
+        always = jnp.all(choice.level < LEVELS)
+        return jax.lax.cond(always, lambda: value, lambda: jnp.zeros_like(value))
+
+    return jax.lax.platform_dependent(value, cpu=conditional, default=lambda value: value)
 
 
 def _is(name: str, choice: Choice) -> jax.Array:
-    return (choice.operation == OPERATIONS.index(name))[:, None, None, None]
+    return choice.operation == OPERATIONS.index(name)
 
 
 def _strengths(first: float, last: float) -> np.ndarray:
@@ -95,11 +100,6 @@ def _strengths(first: float, last: float) -> np.ndarray:
     steps, step = np.arange(LEVELS), np.float64(np.float32((last - first) / (LEVELS - 1)))
     values = np.where(steps < LEVELS // 2, first + step * steps, last - step * steps[::-1])
     return values.astype(np.float32).astype(np.float64)
-
-
-def _of_level(table: np.ndarray, choice: Choice) -> jax.Array:
-    """A table's value at each image's level, `[batch, 1, 1, 1]`."""
-    return jnp.asarray(table)[choice.level][:, None, None, None]
 
 
 def _matrix(name: str, level: int, sign: int, *, height: int, width: int) -> list[list[float]]:
@@ -144,24 +144,16 @@ def _moved(images: jax.Array, choice: Choice) -> jax.Array:
     return jnp.where(inside[..., None], pixels.reshape(images.shape), 0)
 
 
-def _brightness(images: jax.Array, choice: Choice) -> jax.Array:
-    strength = _strengths(0, 0.99)
-    factors = np.stack([1 + strength, 1 - strength]).astype(np.float32)
-    factor = jnp.asarray(factors)[choice.negative.astype(jnp.int32), choice.level][:, None, None, None]
-    return jnp.minimum(images.astype(jnp.float32) * factor, 255.0).astype(jnp.uint8)
+def _weight(choice: Choice) -> jax.Array:
+    """Of what is taken from a blend, in thousandths: int32 `[batch]`."""
+    return jnp.where(choice.negative, -_PERMIL, _PERMIL) * choice.level
 
 
-def _blend(values: jax.Array, choice: Choice) -> jax.Array:
-    """(1 + m)·image − m·other, rounded down; other is its grey image, the mean of that, or the blurred image."""
-    sign = jnp.where(choice.negative, -1, 1)
-    weight = (_PERMIL * choice.level * sign)[:, None, None, None]
-    grey = _grey(values)
-    pixels = values.shape[1] * values.shape[2]
-    whole, rest = jnp.divmod(jnp.sum(grey, axis=(1, 2, 3), keepdims=True), pixels)
-    mean = weight * whole - (-weight * rest) // pixels  # m·mean, rounded up, which does not change the result below
-    other = jnp.where(_is("color", choice), grey, _blurred(values)) * weight
-    other = jnp.where(_is("contrast", choice), mean, other)
-    return jnp.clip((values * (1000 + weight) - other) // 1000, 0, 255).astype(jnp.uint8)
+def _blended(images: jax.Array, choice: Choice) -> jax.Array:
+    """(1 + m)·image − m·other, rounded down; other is the grey image for colour, else the blurred one."""
+    values, weight = images.astype(jnp.int32), _weight(choice)[:, None, None, None]
+    other = jnp.where(_is("color", choice)[:, None, None, None], _grey(values), _blurred(values))
+    return jnp.clip((values * (1000 + weight) - weight * other) // 1000, 0, 255).astype(jnp.uint8)
 
 
 def _grey(values: jax.Array) -> jax.Array:
@@ -180,34 +172,67 @@ def _blurred(values: jax.Array) -> jax.Array:
     return values.at[:, 1:-1, 1:-1].set((2 * total + 13) // 26)
 
 
-def _posterize(images: jax.Array, choice: Choice) -> jax.Array:
-    bits = np.round(8 - np.arange(LEVELS) / ((LEVELS - 1) / 6)).astype(int)
-    return images & _of_level((255 << (8 - bits) & 255).astype(np.uint8), choice)
-
-
-def _solarize(images: jax.Array, choice: Choice) -> jax.Array:
-    thresholds = (255.0 * _strengths(1, 0)).astype(np.float32)
-    return jnp.where(images >= _of_level(np.ceil(thresholds).astype(np.uint8), choice), 255 - images, images)
-
-
-def _autocontrast(images: jax.Array) -> jax.Array:
-    """Each channel spread from its smallest and largest value over 0 to 255."""
-    values = images.astype(jnp.float32)
-    least, most = jnp.min(values, axis=(1, 2), keepdims=True), jnp.max(values, axis=(1, 2), keepdims=True)
-    scale = (most - least) * jnp.float32(1 / 255)
-    spread = (values - least) / jnp.where(most == least, 1.0, scale)
-    return jnp.where(most == least, images, jnp.minimum(spread, 255.0).astype(jnp.uint8))
-
-
-def _equalize(images: jax.Array) -> jax.Array:
-    """Each channel with all its values about equally frequent, by PIL's rule."""
+def _looked_up(images: jax.Array, choice: Choice) -> jax.Array:
+    """The operations whose result depends on a value, and on statistics of its image, but not on its place."""
     batch, height, width, channels = images.shape
-    values = images.reshape(batch, height * width, channels).astype(jnp.int32)
+    values = images.astype(jnp.int32).reshape(batch, height * width, channels)
+    tables = {
+        "contrast": _contrast(images.astype(jnp.int32), choice)[:, None],
+        "autocontrast": _autocontrast(values),
+        "equalize": _equalize(values),
+    }
+    table = jnp.asarray(_fixed_tables())[choice.operation, choice.level, choice.negative.astype(jnp.int32)][:, None]
+    for name, result in tables.items():
+        table = jnp.where(_is(name, choice)[:, None, None], result, table)
+    table = jnp.broadcast_to(table.astype(jnp.uint8), (batch, channels, 256)).swapaxes(1, 2)
+    return jnp.take_along_axis(_computed_once(table, choice), values, axis=1).reshape(images.shape)
+
+
+@functools.cache
+def _fixed_tables() -> np.ndarray:
+    """The tables that do not depend on the image: uint8 `[operations, LEVELS, 2, 256]`; third: whether negative."""
+    values, strength = np.arange(256, dtype=np.uint8), _strengths(0, 0.99)
+    factors = np.stack([1 + strength, 1 - strength], axis=1).astype(np.float32)
+    bits = np.round(8 - np.arange(LEVELS) / ((LEVELS - 1) / 6)).astype(int)
+    thresholds = (255.0 * _strengths(1, 0)).astype(np.float32)
+    tables = np.broadcast_to(values, (len(OPERATIONS), LEVELS, 2, 256)).copy()
+    tables[OPERATIONS.index("brightness")] = np.minimum(values * factors[..., None], np.float32(255)).astype(np.uint8)
+    tables[OPERATIONS.index("posterize")] = (values & (255 << (8 - bits) & 255)[:, None])[:, None]
+    tables[OPERATIONS.index("solarize")] = np.where(values >= thresholds[:, None], 255 - values, values)[:, None]
+    return tables
+
+
+def _contrast(values: jax.Array, choice: Choice) -> jax.Array:
+    """(1 + m)·value − m·mean of the grey image, rounded down: `[batch, 256]`."""
+    weight, pixels = _weight(choice)[:, None], values.shape[1] * values.shape[2]
+    whole, rest = jnp.divmod(jnp.sum(_grey(values), axis=(1, 2)), pixels)
+    mean = weight * whole - (-weight * rest) // pixels  # m·mean, rounded up, which does not change the result
+    return jnp.clip((jnp.arange(256) * (1000 + weight) - mean) // 1000, 0, 255).astype(jnp.uint8)
+
+
+def _autocontrast(values: jax.Array) -> jax.Array:
+    """Each channel spread from its smallest and largest value over 0 to 255: `[batch, channels, 256]`."""
+    least, most = jnp.min(values, axis=1), jnp.max(values, axis=1)
+    above = jnp.clip(jnp.arange(256) - least[..., None], 0, 255)
+    return jnp.where(
+        (most == least)[..., None], jnp.arange(256), jnp.asarray(_spread())[(most - least)[..., None], above]
+    )
+
+
+@functools.cache
+def _spread() -> np.ndarray:
+    """255·value/range, rounded down, as torchvision's float32 has it: uint8 `[range, value]`."""
+    values = np.arange(256, dtype=np.float32)
+    scale = np.maximum(values, 1)[:, None] * np.float32(1 / 255)
+    return np.minimum(values / scale, np.float32(255)).astype(np.uint8)
+
+
+def _equalize(values: jax.Array) -> jax.Array:
+    """Each channel with all its values about equally frequent, by PIL's rule: `[batch, channels, 256]`."""
     count = jax.vmap(jax.vmap(lambda values: jnp.zeros(256, jnp.int32).at[values].add(1), in_axes=1))
     counts = count(values)
     brightest = jnp.take_along_axis(counts, jnp.max(values, axis=1)[..., None], axis=2)
-    step = (height * width - brightest) // 255
+    step = (values.shape[1] - brightest) // 255
     before = jnp.cumsum(counts, axis=2) - counts
     table = jnp.minimum((before + step // 2) // jnp.maximum(step, 1), 255)
-    table = jnp.where(step == 0, jnp.arange(256), table).astype(jnp.uint8)
-    return jnp.take_along_axis(jax.lax.optimization_barrier(table.swapaxes(1, 2)), values, axis=1).reshape(images.shape)
+    return jnp.where(step == 0, jnp.arange(256), table)
