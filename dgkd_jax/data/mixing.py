@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from dgkd_jax.data import once
+
 LEVELS = 4096  # equally likely values of λ: the quantiles of its distribution at (k + 1/2)/4096
 _UNIT = 2**16  # λ is a multiple of 1/65536, so that λ·pixel has 24 bits and float32 holds it exactly
 
@@ -101,7 +103,7 @@ def draw(key: jax.Array, *, mixup_alpha: float, cutmix_alpha: float, height: int
     ]
     coin = bits[0] % 2 == 0
     mix = drawn[0] if len(drawn) == 1 else jax.tree.map(lambda a, b: jnp.where(coin, a, b), *drawn)
-    return jax.lax.optimization_barrier(mix)  # otherwise XLA would draw anew for each pixel
+    return once.computed_once(mix, always=mix.weight <= 1)  # else drawn anew for each pixel
 
 
 def images(images: jax.Array, mix: Mix) -> jax.Array:

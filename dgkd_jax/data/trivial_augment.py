@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dgkd_jax.data import once
+
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 BLENDS = ("color", "contrast", "sharpness")
 OPERATIONS = (
@@ -72,20 +74,12 @@ def apply(images: jax.Array, choice: Choice) -> jax.Array:
     blends = _is("color", choice) | _is("sharpness", choice)
     changed = jnp.where(blends[:, None, None, None], _blended(images, choice), _looked_up(images, choice))
     # The move is last, because a blur would read it nine times.
-    return _computed_once(_moved(changed, choice), choice)
+    return once.computed_once(_moved(changed, choice), always=_always(choice))
 
 
-def _computed_once(value: jax.Array, choice: Choice) -> jax.Array:
-    """The value. XLA's CPU backend computes a part again for each reader, and does so through `optimization_barrier`.
-
-    It does not look into a conditional whose condition it cannot know: a whole batch then takes a quarter of the time.
-    """
-
-    def conditional(value: jax.Array) -> jax.Array:
-        always = jnp.all(choice.level < LEVELS)
-        return jax.lax.cond(always, lambda: value, lambda: jnp.zeros_like(value))
-
-    return jax.lax.platform_dependent(value, cpu=conditional, default=lambda value: value)
+def _always(choice: Choice) -> jax.Array:
+    """True."""
+    return jnp.all(choice.level < LEVELS)
 
 
 def _is(name: str, choice: Choice) -> jax.Array:
@@ -185,7 +179,8 @@ def _looked_up(images: jax.Array, choice: Choice) -> jax.Array:
     for name, result in tables.items():
         table = jnp.where(_is(name, choice)[:, None, None], result, table)
     table = jnp.broadcast_to(table.astype(jnp.uint8), (batch, channels, 256)).swapaxes(1, 2)
-    return jnp.take_along_axis(_computed_once(table, choice), values, axis=1).reshape(images.shape)
+    table = once.computed_once(table, always=_always(choice))
+    return jnp.take_along_axis(table, values, axis=1).reshape(images.shape)
 
 
 @functools.cache

@@ -91,7 +91,7 @@ def test_mixing_has_torchvisions_distributions(alpha):
     bits = {"alpha": alpha, "height": height, "width": width}
     ours = drawn(lambda key: mixing.mixup(jax.random.bits(key, (3,)), **bits).weight)
     expected = [v2.MixUp(alpha=alpha, num_classes=2).make_params(image)["lam"] for _ in range(DRAWS)]
-    # Ours are multiples of 1/65536: rounded, since one in thirty is nearer to 0 or 1 than that at α = 0.2.
+    # Ours are multiples of 1/65536: rounded, since one in ten is nearer to 0 or 1 than that at α = 0.2.
     assert stats.ks_2samp(ours, np.round(np.array(expected) * 2**16) / 2**16).pvalue > 0.01
     mixes = drawn(lambda key: mixing.cutmix(jax.random.bits(key, (3,)), **bits))
     boxes = [v2.CutMix(alpha=alpha, num_classes=2).make_params(image) for _ in range(DRAWS)]
