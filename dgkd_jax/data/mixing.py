@@ -4,8 +4,8 @@ The partner of row i is row i − 1 of the global batch (of row 0 the last), and
 torchvision's v2 transforms. Batches are shuffled, so the partner is a random image; and a roll of the global batch is
 the same on any number of devices.
 
-Drawing uses integers and tables that the host computes, and applying is exact in float32. So an image has the same bits
-in every program and on every device: what a teacher saw when its logits were stored is what its student sees.
+Drawing uses integers and tables that the host computes, and applying is exact in float32. So an image does not depend
+on how a program is compiled: what a teacher saw when its logits were stored is, bit for bit, what its student sees.
 """
 
 from typing import NamedTuple

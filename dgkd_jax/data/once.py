@@ -11,8 +11,8 @@ Tree = TypeVar("Tree")
 def computed_once(value: Tree, *, always: jax.Array) -> Tree:
     """The value, computed before anything reads it.
 
-    XLA fuses what is cheap into each reader, pixel by pixel, on CPUs through `optimization_barrier` too. It does not fuse
-    through a conditional; on other devices that would wait for the host, and is left out.
+    XLA fuses what is cheap into each reader, pixel by pixel, on CPUs through `optimization_barrier` too. It does not
+    fuse through a conditional; on other devices that would wait for the host, and is left out.
 
     Args:
         value: arrays.
