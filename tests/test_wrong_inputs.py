@@ -88,6 +88,17 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, messa
             [MNIST, "--config.data.image_size=1"],
             "config.data.image_size=1 is not allowed: 0 or a whole number of pixels",
         ),
+        ([MNIST, "--config.data.mixup=-0.1"], "config.data.mixup=-0.1 is not allowed: a number in [0, inf)"),
+        ([MNIST, "--config.data.cutmix=nan"], "config.data.cutmix=nan is not allowed: a number in [0, inf)"),
+        (
+            [MNIST, "--config.data.random_erasing=1.5"],
+            "config.data.random_erasing=1.5 is not allowed: a number in [0, 1]",
+        ),
+        ([MNIST, "--config.data.trivial_augment=wide"], "config.data.trivial_augment"),
+        (
+            [MNIST, "--config.data.mixup=0.2", "--config.batch_size=1"],
+            "config.batch_size=1 leaves config.data.mixup and cutmix no second image to mix with",
+        ),
         (
             [MNIST, MOCK, "--config.teacher.weights=https://x.org/a.pth"],
             "download it first: curl -fLO https://x.org/a.pth",

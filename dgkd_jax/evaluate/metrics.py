@@ -20,13 +20,14 @@ def accuracy(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 
     Args:
         logits: float `[batch, classes]`.
-        labels: integer `[batch]`.
+        labels: integer `[batch]`, or float `[batch, classes]`: of a mixed image the class of highest weight counts.
         mask: bool `[batch]`, False where a row is padding; None counts all.
 
     Returns:
         (number of correct answers, number of examples), int32 both.
     """
-    correct = jnp.argmax(logits, axis=-1) == labels
+    classes = labels if jnp.issubdtype(labels.dtype, jnp.integer) else jnp.argmax(labels, axis=-1)
+    correct = jnp.argmax(logits, axis=-1) == classes
     counted = jnp.ones_like(correct) if mask is None else mask
     return jnp.sum(correct & counted, dtype=jnp.int32), jnp.sum(counted, dtype=jnp.int32)
 

@@ -48,6 +48,8 @@ def validate(config: ConfigDict) -> None:
             raise BadInput(f"config.{section}.mean and config.{section}.std must have the same length")
     if not config.data.mock and config.batch_size % config.data.readers:
         raise BadInput(f"config.data.readers={config.data.readers} must divide batch_size={config.batch_size}")
+    if config.batch_size == 1 and (config.data.mixup or config.data.cutmix):
+        raise BadInput("config.batch_size=1 leaves config.data.mixup and cutmix no second image to mix with")
     if config.batch_size % config.batch_norm_groups:
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"

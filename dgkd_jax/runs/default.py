@@ -99,6 +99,18 @@ _RUN_KEYS = {
         "none | pad_crop | pad_crop_flip | random_resized_crop | random_resized_crop_fast",
         one_of(*AUGMENTATIONS),
     ),
+    "data.trivial_augment": Key(
+        False, "TrivialAugment on the device: one random operation of random strength on each image", SWITCH
+    ),
+    "data.random_erasing": Key(
+        0.0, "probability that a rectangle of an image is painted over with the mean pixel; 0 = never", number(0, 1)
+    ),
+    "data.mixup": Key(0.0, "α of mixup: λ ~ Beta(α, α) of each image, the rest of another; 0 = off", NOT_NEGATIVE),
+    "data.cutmix": Key(
+        0.0,
+        "α of CutMix: a box of 1-λ of the image is another's; 0 = off; with mixup a coin for each batch",
+        NOT_NEGATIVE,
+    ),
     "data.eval_resize": Key(
         0, "shorter side before the centre crop at evaluation, pixels; 0 = no resizing", COUNT_OR_NONE
     ),

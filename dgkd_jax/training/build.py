@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from dgkd_jax import methods, models
-from dgkd_jax.data import on_device
+from dgkd_jax.data import device_augment, on_device
 from dgkd_jax.data.source import Source
 from dgkd_jax.models import network
 from dgkd_jax.models.network import Network
@@ -18,7 +18,7 @@ from dgkd_jax.runs import sharding
 from dgkd_jax.runs.default import NAMED_GRADIENTS
 from dgkd_jax.training import optimizer as optimizer_lib
 from dgkd_jax.training import state
-from dgkd_jax.training.step import Teacher, finite_rows, metric_names, train_step
+from dgkd_jax.training.step import Batch, Teacher, finite_rows, metric_names, train_step
 
 
 class Program(NamedTuple):
@@ -27,7 +27,7 @@ class Program(NamedTuple):
     Attributes:
         train_step: (state, teacher, batch) -> state, under `jit`.
         steps_on_device: the function below with its first five arguments, under `jit`.
-        finite_rows: (state, teacher, batch) -> which rows of the batch are finite.
+        finite_rows: (state, teacher, batch) -> which rows of the batch are finite; the batch is that of `state.step`.
         student: without variables; those are in the state.
         teacher: None where the method needs none.
         learning_rate: number of steps done -> rate.
@@ -77,8 +77,9 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
     method = methods.from_config(config)
     variables = models.initialise(model, source.image_shape, config.seed)
     current = sharding.place(_initial(config, variables, optimizer), mesh)
+    augment = device_augment.from_config(config.data, source, seed=config.seed)
     one_step = functools.partial(
-        train_step,
+        _on_augmented(train_step, augment),
         student=student,
         method=method,
         optimizer=optimizer,
@@ -97,7 +98,7 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         batch_sharding=sharding.batch_sharding(mesh),
     )
     compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, current)}
-    look = functools.partial(finite_rows, student=student, method=method)
+    look = functools.partial(_on_augmented(finite_rows, augment), student=student, method=method)
     program = Program(
         train_step=jax.jit(one_step, **compiled),
         steps_on_device=jax.jit(many_steps, **compiled),
@@ -109,6 +110,15 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         total_steps=total_steps,
     )
     return program, current
+
+
+def _on_augmented(function: Callable[..., Any], augment: device_augment.DeviceAugment) -> Callable[..., Any]:
+    """The function (state, teacher, batch) with the batch as the networks see it, teacher and student alike."""
+
+    def on_augmented(current: state.TrainState, teacher: Teacher | None, batch: Batch, **options: Any) -> Any:
+        return function(current, teacher, augment(batch, current.step), **options)
+
+    return on_augmented
 
 
 def bytes_of_state(config: ConfigDict, source: Source) -> int:

@@ -32,7 +32,8 @@ def check(config: ConfigDict, program: Program, current: TrainState, source: Sou
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    finite = program.finite_rows(current, program.teacher, sharding.to_global(next(batches), mesh))
+    there = current.replace(step=current.step - skipped)  # the batch is augmented as at its own step
+    finite = program.finite_rows(there, program.teacher, sharding.to_global(next(batches), mesh))
     rows = {name: np.flatnonzero(~np.asarray(finite[name])) for name in PARTS if name in finite}
     parts = [name for name, bad_rows in rows.items() if bad_rows.size]
     if parts:

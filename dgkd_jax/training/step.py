@@ -72,8 +72,9 @@ def train_step(
     Args:
         state: donated by the caller's `jit`.
         teacher: never changed, never donated, run outside the differentiated function; None where `method` needs none.
-        batch: {"image": uint8 `[batch, height, width, channels]`, "label": int32 `[batch]`}; for a `CachedTeacher` also
-            "teacher_logits": float16 `[batch, classes]`.
+        batch: {"image": uint8 `[batch, height, width, channels]`, "label": int32 `[batch]`, or float32
+            `[batch, classes]` where images are mixed}; for a `CachedTeacher` also "teacher_logits": float16
+            `[batch, classes]`.
         student: without variables; those are in `state`.
         method: the objective.
         optimizer: from `optimizer.make_optimizer`.

@@ -26,6 +26,12 @@ def test_padding_is_neither_correct_nor_counted():
     assert (float(total), int(count)) == (5.0, 2)
 
 
+def test_of_a_mixed_label_the_class_of_highest_weight_counts():
+    labels = jnp.asarray([[0.7, 0.3, 0.0], [0.4, 0.0, 0.6], [0.0, 1.0, 0.0]])
+    correct, count = metrics.accuracy(jnp.asarray([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]]), labels)
+    assert (int(correct), int(count)) == (2, 3)
+
+
 def test_counts_beyond_the_integers_of_float32_stay_exact():
     many = {"accuracy": (jnp.int32(2**24 + 1), jnp.int32(2**24 + 3))}
     one = {"accuracy": (jnp.int32(1), jnp.int32(1))}

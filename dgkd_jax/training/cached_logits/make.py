@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dgkd_jax.data import device_augment
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted
 from dgkd_jax.methods import METHODS, from_config
@@ -63,6 +64,11 @@ def make(
     temperature = _temperature(config) if top_k else None
     if config.method in METHODS and not METHODS[config.method].needs_teacher:
         raise BadInput(f"config.method={config.method} has no teacher; leave --config.method out")
+    if top_k and (config.data.mixup or config.data.cutmix):
+        raise BadInput(
+            f"--top-k={top_k} stores one label's logit of each image, and config.data.mixup and cutmix give it two: "
+            "leave --top-k out"
+        )
     config = config.copy_and_resolve_references()
     config.teacher.cache = ""  # the folder that is about to be made may be named here
     source, mesh, taught = prepare(config, ("kd",), stop=stop)
@@ -133,7 +139,7 @@ def _fill(
         batch_size=config.batch_size,
     )
     done = total - left
-    ask = _question(teacher, mesh)
+    ask = _question(teacher, device_augment.from_config(config.data, source, seed=config.seed), mesh)
     with progress:
         for run in _runs(blocks, per_epoch):
             first, last = _span(run, per_epoch)
@@ -180,11 +186,14 @@ def _span(run: list[Block], per_epoch: int) -> tuple[int, int]:
     return run[0].epoch * per_epoch + run[0].first, run[-1].epoch * per_epoch + run[-1].last
 
 
-def _question(teacher: Network, mesh: Mesh) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
-    """A function: batch -> the teacher's logits, labels and checksums of all its rows, on every process."""
+def _question(
+    teacher: Network, augment: device_augment.DeviceAugment, mesh: Mesh
+) -> Callable[[dict[str, jax.Array], np.int32], dict[str, jax.Array]]:
+    """A function: batch, its step -> the teacher's logits, labels and checksums of all its rows, on every process."""
 
-    def ask(teacher, batch):
-        return {"logits": teacher.logits(batch), "label": batch["label"], "check": batch["check"]}
+    def ask(teacher, batch, step):
+        logits = teacher.logits(augment(batch, step))
+        return {"logits": logits, "label": batch["label"], "check": batch["check"]}
 
     return functools.partial(jax.jit(ask, out_shardings=sharding.replicated(mesh)), teacher)
 
@@ -194,9 +203,10 @@ def _answers(
 ) -> Iterator[dict[str, np.ndarray]]:
     ahead = 0 if sharding.calls_must_be_waited_for() else _AHEAD
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
-    for _ in numbers:
+    for step in numbers:
         batch = next(batches)
-        queue.append(ask(sharding.to_global(batch | {"check": cached_logits.row_checks(batch)}, mesh)))
+        there = sharding.to_global(batch | {"check": cached_logits.row_checks(batch)}, mesh)
+        queue.append(ask(there, np.int32(step)))
         if len(queue) > ahead:
             yield jax.device_get(queue.popleft())
     yield from map(jax.device_get, queue)
