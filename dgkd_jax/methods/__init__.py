@@ -11,11 +11,16 @@ import jax
 
 from dgkd_jax.methods.ce import CE
 from dgkd_jax.methods.dgkd import DGKD
+from dgkd_jax.methods.dist import DIST
 from dgkd_jax.methods.dkd import DKD
+from dgkd_jax.methods.gdkd import GDKD
 from dgkd_jax.methods.kd import KD
 from dgkd_jax.methods.key import Key, keys_of
 from dgkd_jax.methods.logit_mse import LogitMSE
+from dgkd_jax.methods.nkd import NKD
 from dgkd_jax.methods.progress import Progress
+from dgkd_jax.methods.rld import RLD
+from dgkd_jax.methods.wttm import WTTM
 
 
 class Method(Protocol):
@@ -62,6 +67,11 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "dgkd": DGKD,
     "logit_mse": LogitMSE,
+    "nkd": NKD,
+    "dist": DIST,
+    "wttm": WTTM,
+    "rld": RLD,
+    "gdkd": GDKD,
 }
 
 
