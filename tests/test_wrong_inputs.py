@@ -96,6 +96,14 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, messa
         ),
         ([MNIST, "--config.data.trivial_augment=wide"], "config.data.trivial_augment"),
         (
+            [MNIST, "--config.data.mixup=0.2", "--config.method=rld"],
+            "config.data.mixup and cutmix give every image two labels, and method rld needs one",
+        ),
+        (
+            [MNIST, "--config.data.cutmix=1", "--config.method=dgkd", "--config.dgkd.distance=cosine"],
+            "only config.dgkd.distance=mse with config.dgkd.wrt=logits takes two",
+        ),
+        (
             [MNIST, "--config.data.mixup=0.2", "--config.batch_size=1"],
             "config.batch_size=1 leaves config.data.mixup and cutmix no second image to mix with",
         ),

@@ -1,4 +1,4 @@
-r"""Logit distillation losses: KD, DKD and DGKD, pure and exact.
+r"""Logit distillation losses: KD, DKD, DGKD and their peers, pure and exact.
 
 Every per-sample loss takes logits `[..., classes]` and returns `[...]`, never reduced, in at least float32
 (bfloat16 and float16 logits are promoted before anything is computed; float64 stays float64). The teacher's
@@ -17,7 +17,7 @@ Notation: z the student's and v the teacher's logits, y the target (ground-truth
     DGKD    = mean_i DKD_i − ε·G,   where G grows with D_i = ∇TCKD_i − ∇NCKD_i in one of four conventions
 
 Sources: Hinton et al., arXiv:1503.02531 (KD); Zhao et al., CVPR 2022, arXiv:2203.08679 (DKD, equations 5–7);
-the DGKD blog post and PyTorch repository (the coupling).
+the DGKD blog post and PyTorch repository (the coupling); the peers name theirs.
 """
 
 from dgkd_jax.losses.comparison import compare, diagnostics, examine
@@ -32,6 +32,9 @@ from dgkd_jax.losses.coupling import (
 from dgkd_jax.losses.decoupled_gradients import DgkdTerms, dgkd, dgkd_terms, gradient_coupling
 from dgkd_jax.losses.distillation import cross_entropy, dkd, kd, logit_mse, nckd, tckd
 from dgkd_jax.losses.gradients import GradientMethod, nckd_gradient, tckd_gradient
+from dgkd_jax.losses.partitions import gdkd, partition, rld
+from dgkd_jax.losses.peers import dist, nkd, wttm
+from dgkd_jax.losses.standardization import standardize
 
 __all__ = [
     "CONVENTIONS",
@@ -47,13 +50,20 @@ __all__ = [
     "dgkd",
     "dgkd_terms",
     "diagnostics",
+    "dist",
     "dkd",
     "examine",
+    "gdkd",
     "gradient_coupling",
     "kd",
     "logit_mse",
     "nckd",
     "nckd_gradient",
+    "nkd",
+    "partition",
+    "rld",
+    "standardize",
     "tckd",
     "tckd_gradient",
+    "wttm",
 ]

@@ -11,11 +11,16 @@ import jax
 
 from dgkd_jax.methods.ce import CE
 from dgkd_jax.methods.dgkd import DGKD
+from dgkd_jax.methods.dist import DIST
 from dgkd_jax.methods.dkd import DKD
+from dgkd_jax.methods.gdkd import GDKD
 from dgkd_jax.methods.kd import KD
 from dgkd_jax.methods.key import Key, keys_of
 from dgkd_jax.methods.logit_mse import LogitMSE
+from dgkd_jax.methods.nkd import NKD
 from dgkd_jax.methods.progress import Progress
+from dgkd_jax.methods.rld import RLD
+from dgkd_jax.methods.wttm import WTTM
 
 
 class Method(Protocol):
@@ -25,6 +30,7 @@ class Method(Protocol):
         name: in the config.
         needs_teacher: if False, `teacher_logits` is None.
         needs_labels: whether `terms` reads the labels.
+        needs_class_indices: whether labels must be class indices, not the distributions of mixed images.
         needs_class_order: whether renumbering the classes changes the loss.
         needs_parameter_gradients: if True, `terms` also gets `pull_back`: cotangents of the logits -> gradients of the
             parameters.
@@ -36,6 +42,7 @@ class Method(Protocol):
     name: ClassVar[str]
     needs_teacher: ClassVar[bool]
     needs_labels: ClassVar[bool]
+    needs_class_indices: bool
     needs_class_order: bool
     needs_parameter_gradients: bool
     term_units: ClassVar[dict[str, str]]
@@ -49,7 +56,7 @@ class Method(Protocol):
         Args:
             student_logits: float `[batch, classes]`.
             teacher_logits: the same shape; no gradient flows into it.
-            labels: int `[batch]`.
+            labels: int `[batch]`, or distributions, float `[batch, classes]`, unless `needs_class_indices`.
         """
 
     def loss(self, terms: dict[str, jax.Array], progress: Progress) -> jax.Array:
@@ -62,6 +69,11 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "dgkd": DGKD,
     "logit_mse": LogitMSE,
+    "nkd": NKD,
+    "dist": DIST,
+    "wttm": WTTM,
+    "rld": RLD,
+    "gdkd": GDKD,
 }
 
 

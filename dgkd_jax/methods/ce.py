@@ -15,6 +15,7 @@ class CE:
     name: ClassVar[str] = "ce"
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {}

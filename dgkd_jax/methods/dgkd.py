@@ -49,12 +49,16 @@ class DGKD:
         return self.distance == "wasserstein"
 
     @property
+    def needs_class_indices(self) -> bool:
+        return self.distance != "mse" or self.wrt == "params"
+
+    @property
     def needs_parameter_gradients(self) -> bool:
         return self.wrt == "params"
 
     @property
-    def teacher_temperature(self) -> float:
-        return self.dkd.temperature
+    def teacher_temperature(self) -> float | None:
+        return self.dkd.teacher_temperature
 
     def terms(
         self,
@@ -68,8 +72,8 @@ class DGKD:
             terms = self.dkd.terms(student_logits, teacher_logits, labels)
             return terms | {"coupling": self._coupling_of_parameters(student_logits, teacher_logits, labels, pull_back)}
         found = losses.dgkd_terms(
-            student_logits,
-            teacher_logits,
+            self.dkd.prepared(student_logits),
+            self.dkd.prepared(teacher_logits),
             labels,
             temperature=self.dkd.temperature,
             convention=self.convention,
@@ -91,9 +95,12 @@ class DGKD:
         ‖∇TCKD − ∇NCKD‖², and `literal` divides that by P (`mse_loss`).
         """
 
+        prepared, unprepared = jax.vjp(self.dkd.prepared, student_logits)
+        inputs = prepared, self.dkd.prepared(teacher_logits), labels
+
         def gradient(logit_gradient) -> jax.Array:
-            per_sample = logit_gradient(student_logits, teacher_logits, labels, temperature=self.dkd.temperature)
-            (tree,) = pull_back(per_sample / len(labels))
+            per_sample = logit_gradient(*inputs, temperature=self.dkd.temperature)
+            (tree,) = pull_back(*unprepared(per_sample / len(labels)))
             return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])[None]
 
         return losses.coupling_of_gradients(

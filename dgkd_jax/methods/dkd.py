@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 
 from dgkd_jax import losses
-from dgkd_jax.methods.key import NOT_NEGATIVE, POSITIVE, key, one_of
+from dgkd_jax.methods.key import NOT_NEGATIVE, POSITIVE, SWITCH, key, one_of
 from dgkd_jax.methods.progress import RAMP_FORMS, Progress, ramp
 
 
@@ -17,6 +17,7 @@ class DKD:
     name: ClassVar[str] = "dkd"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
+    needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"tckd": "T²·TCKD [nats]", "nckd": "T²·NCKD [nats]"}
@@ -38,13 +39,19 @@ class DKD:
         "what the ramp counts: step = fractions of epochs | epoch_from_0 (DGKD repository) | epoch_from_1 (mdistiller)",
         one_of(*RAMP_FORMS),
     )
+    standardize: bool = key(
+        False,
+        "standardise the logits of both over the classes first (arXiv:2403.01427); then ∇TCKD and ∇NCKD in dgkd are "
+        "with respect to the standardised ones",
+        SWITCH,
+    )
 
     @property
-    def teacher_temperature(self) -> float:
-        return self.temperature
+    def teacher_temperature(self) -> float | None:
+        return None if self.standardize else self.temperature
 
     def terms(self, student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        logits = student_logits, teacher_logits, labels
+        logits = self.prepared(student_logits), self.prepared(teacher_logits), labels
         return {
             "tckd": losses.tckd(*logits, temperature=self.temperature),
             "nckd": losses.nckd(*logits, temperature=self.temperature),
@@ -52,6 +59,9 @@ class DKD:
 
     def loss(self, terms: dict[str, jax.Array], progress: Progress) -> jax.Array:
         return self.ce_weight * terms["ce"] + self.ramp(progress) * self.distillation(terms)
+
+    def prepared(self, logits: jax.Array) -> jax.Array:
+        return losses.standardize(logits) if self.standardize else logits
 
     def ramp(self, progress: Progress) -> jax.Array:
         return ramp(progress, warmup_epochs=self.warmup_epochs, form=self.warmup_form)

@@ -17,6 +17,7 @@ class LogitMSE:
     name: ClassVar[str] = "logit_mse"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"logit_mse": "mean (z − v)²"}

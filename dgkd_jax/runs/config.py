@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dgkd_jax import methods
 from dgkd_jax.errors import BadInput, did_you_mean
 from dgkd_jax.methods import METHODS, needs_teacher, sections_of
 from dgkd_jax.runs.default import KEYS, NAMED_GRADIENTS
@@ -48,14 +49,25 @@ def validate(config: ConfigDict) -> None:
             raise BadInput(f"config.{section}.mean and config.{section}.std must have the same length")
     if not config.data.mock and config.batch_size % config.data.readers:
         raise BadInput(f"config.data.readers={config.data.readers} must divide batch_size={config.batch_size}")
-    if config.batch_size == 1 and (config.data.mixup or config.data.cutmix):
-        raise BadInput("config.batch_size=1 leaves config.data.mixup and cutmix no second image to mix with")
+    if config.data.mixup or config.data.cutmix:
+        _check_mixing(config)
     if config.batch_size % config.batch_norm_groups:
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
         )
     if config.optimizer.name in NAMED_GRADIENTS:
         _check_named_gradients(config)
+
+
+def _check_mixing(config: ConfigDict) -> None:
+    if config.batch_size == 1:
+        raise BadInput("config.batch_size=1 leaves config.data.mixup and cutmix no second image to mix with")
+    for name in METHODS if config.method == "all" else (config.method,):
+        if methods.from_config(with_method(config, name)).needs_class_indices:
+            raise BadInput(
+                f"config.data.mixup and cutmix give every image two labels, and method {name} needs one"
+                + (": only config.dgkd.distance=mse with config.dgkd.wrt=logits takes two" if name == "dgkd" else "")
+            )
 
 
 def _check_named_gradients(config: ConfigDict) -> None:

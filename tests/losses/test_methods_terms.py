@@ -8,7 +8,7 @@ import pytest
 from losses.batches import compiled, random_batch
 
 from dgkd_jax import losses
-from dgkd_jax.methods import DGKD, DKD, KD, LogitMSE
+from dgkd_jax.methods import DGKD, DIST, DKD, GDKD, KD, NKD, RLD, WTTM, LogitMSE
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -27,6 +27,27 @@ def test_terms_of_the_methods_without_a_coupling():
     assert_close(KD(**AT).terms(*batch), {"kd": losses.kd(student, teacher, **AT)})
     assert_close(DKD(**AT).terms(*batch), {"tckd": tckd, "nckd": nckd})
     assert_close(LogitMSE().terms(*batch), {"logit_mse": losses.logit_mse(student, teacher)})
+
+
+def test_terms_of_the_peers():
+    student, teacher, labels = batch = random_batch(6, 5)
+    both = student, teacher
+    standard = *map(losses.standardize, both), labels
+    found = {
+        NKD(**AT, gamma=0.7): losses.nkd(*batch, **AT, gamma=0.7),
+        DIST(**AT, beta=3.0, gamma=0.7): losses.dist(*both, **AT, beta=3.0, gamma=0.7),
+        WTTM(gamma=0.7): losses.wttm(*both, gamma=0.7),
+        RLD(**AT, alpha=3.0, beta=0.7, alpha_temperature=2.0): losses.rld(
+            *batch, **AT, alpha=3.0, beta=0.7, alpha_temperature=2.0
+        ),
+        GDKD(**AT, k=2, w0=3.0, w1=0.7, w2=5.0): losses.gdkd(*both, **AT, k=2, w0=3.0, w1=0.7, w2=5.0),
+        GDKD(**AT, k=9): losses.gdkd(*both, **AT, k=4, w0=1.0, w1=8.0, w2=8.0),  # all but one of five classes
+        KD(**AT, standardize=True): losses.kd(*standard[:2], **AT),
+    }
+    for method, expected in found.items():
+        assert_close(method.terms(*batch), {method.name: expected})
+    assert_close(DKD(**AT, standardize=True).terms(*batch), DKD(**AT).terms(*standard))
+    assert_close(DGKD(dkd=DKD(**AT, standardize=True)).terms(*batch), DGKD(dkd=DKD(**AT)).terms(*standard))
 
 
 def test_terms_of_dgkd_with_respect_to_logits():

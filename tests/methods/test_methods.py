@@ -16,16 +16,25 @@ from dgkd_jax.runs import config as rules
 from dgkd_jax.runs.default import KEYS, get_config
 
 BATCH, CLASSES, WIDTH = 6, 5, 4
-# Each method as it is by default, and DGKD by every convention, every distance and with respect to parameters.
-VARIANTS = {name: method() for name, method in METHODS.items()} | {
-    f"dgkd {' '.join(choice.values())}": DGKD(kappa=0.01, **choice)
-    for choice in (
-        *({"convention": convention} for convention in losses.CONVENTIONS),
-        *({"distance": distance} for distance in losses.DISTANCES if distance != "mse"),
-        {"wrt": "params"},
-        {"wrt": "params", "distance": "wasserstein", "convention": "literal"},
-    )
-}
+# Each method as it is by default, those of standardised logits, and DGKD by every convention, every distance and with respect to parameters.
+VARIANTS = (
+    {name: method() for name, method in METHODS.items()}
+    | {
+        "kd standardize": KD(standardize=True),
+        "dkd standardize": DKD(standardize=True),
+        "dgkd standardize": DGKD(dkd=DKD(standardize=True)),
+        "dgkd standardize params": DGKD(dkd=DKD(standardize=True), wrt="params"),
+    }
+    | {
+        f"dgkd {' '.join(choice.values())}": DGKD(kappa=0.01, **choice)
+        for choice in (
+            *({"convention": convention} for convention in losses.CONVENTIONS),
+            *({"distance": distance} for distance in losses.DISTANCES if distance != "mse"),
+            {"wrt": "params"},
+            {"wrt": "params", "distance": "wasserstein", "convention": "literal"},
+        )
+    }
+)
 PROGRESS = Progress(jnp.asarray(70, jnp.int32), steps_per_epoch=10, total_steps=100)
 ALL = pytest.mark.parametrize("name", METHODS)
 EACH = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
@@ -234,11 +243,16 @@ def test_losses_are_their_formulas():
         CE(): {"ce": 2.0},
         KD(ce_weight=0.3, weight=0.7): {"ce": 2.0, "kd": 3.0},
         METHODS["logit_mse"](ce_weight=0.3, weight=0.7): {"ce": 2.0, "logit_mse": 3.0},
+        METHODS["wttm"](ce_weight=0.3, weight=0.7): {"ce": 2.0, "wttm": 3.0},
+        METHODS["nkd"](ce_weight=0.3): {"ce": 2.0, "nkd": 3.0},
+        METHODS["dist"](ce_weight=0.3): {"ce": 2.0, "dist": 3.0},
+        METHODS["rld"](ce_weight=0.3, warmup_epochs=0.0): {"ce": 2.0, "rld": 3.0},
+        METHODS["gdkd"](ce_weight=0.3, warmup_epochs=0.0): {"ce": 2.0, "gdkd": 3.0},
         DKD(**weights): {"ce": 2.0, "tckd": 3.0, "nckd": 5.0},
         DGKD(dkd=DKD(**weights), epsilon=0.25): {"ce": 2.0, "tckd": 3.0, "nckd": 5.0, "coupling": 7.0},
     }
     values = [float(method.loss(jax.tree.map(jnp.asarray, terms), PROGRESS)) for method, terms in found.items()]
-    np.testing.assert_allclose(values, [2.0, 2.7, 2.7, 15.5, 13.75], rtol=1e-6)  # float32
+    np.testing.assert_allclose(values, [2.0, 2.7, 2.7, 2.7, 3.6, 3.6, 3.6, 3.6, 15.5, 13.75], rtol=1e-6)  # float32
 
 
 def test_temperatures_at_which_the_teacher_is_read():
@@ -247,3 +261,7 @@ def test_temperatures_at_which_the_teacher_is_read():
         "ce": None, "kd": 4.0, "dkd": 4.0, "dgkd": 4.0, "logit_mse": None,
     }  # fmt: skip
     assert DGKD(dkd=DKD(temperature=2.0)).teacher_temperature == 2.0
+    # Standardising needs every logit, and so do the peers.
+    assert KD(standardize=True).teacher_temperature is None
+    assert DGKD(dkd=DKD(standardize=True)).teacher_temperature is None
+    assert {found[name] for name in ("nkd", "dist", "wttm", "rld", "gdkd")} == {None}

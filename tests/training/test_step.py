@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import default
 from dgkd_jax import losses, models
 from dgkd_jax.evaluate.step import plain_step
-from dgkd_jax.methods import CE, DGKD, DKD, KD, METHODS, LogitMSE, from_config
+from dgkd_jax.methods import DGKD, DKD, KD, METHODS, from_config
 from dgkd_jax.models.network import Network, normalize
 from dgkd_jax.runs import sharding
 from dgkd_jax.training import state
@@ -43,7 +43,7 @@ def method_of(name, **overrides):
     if name == "dgkd":
         return DGKD(dkd=weighted, **{"epsilon": 0.5} | overrides)
     assert not overrides
-    return {"ce": CE(), "kd": KD(), "dkd": weighted, "logit_mse": LogitMSE()}[name]
+    return weighted if name == "dkd" else METHODS[name]()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_normalize_is_pixel_over_255_minus_mean_over_std():
     assert normalize(already, mean=(0.5, 0.4, 0.2), std=(0.25, 0.3, 0.1)) is already
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["ce", "kd", "dkd", "dgkd", "logit_mse", "dist"])  # every kind of term
 def test_loss_of_each_method_is_its_formula(networks, name):
     batch = batch_of(0)
     with jax.enable_x64(True):
@@ -140,6 +140,7 @@ def test_loss_of_each_method_is_its_formula(networks, name):
             "ce": ce,
             "kd": 0.1 * ce + 0.9 * kd,
             "logit_mse": 0.1 * ce + 0.9 * mse,
+            "dist": ce + float(losses.dist(z, v, temperature=1.0, beta=2.0, gamma=2.0)),
             "dkd": ce + 0.75 * dkd,
             "dgkd": ce + 0.75 * (dkd - 0.5 * coupling),
         }[name]
@@ -346,7 +347,8 @@ def test_each_method_reads_its_own_section():
     for method in METHODS:
         config.method = method
         found[method] = from_config(config)
-    assert [found[m].teacher_temperature for m in METHODS] == [None, 2.0, 3.0, 3.0, None]
+    read = [found[m].teacher_temperature for m in ("ce", "kd", "dkd", "dgkd", "logit_mse")]
+    assert read == [None, 2.0, 3.0, 3.0, None]
     assert found["dgkd"].parity_batch == 64
     assert not found["ce"].needs_teacher
     assert all(found[m].needs_teacher for m in METHODS if m != "ce")

@@ -1,0 +1,165 @@
+r"""Peers of KD whose terms are not parts of one partition: NKD, WTTM and DIST. Notation: `dgkd_jax.losses`."""
+
+import jax
+import jax.numpy as jnp
+
+from dgkd_jax.losses import checks, divergences, softmax_pair
+
+_GUARD = 1e-8  # DIST's; beside the product of two norms of probabilities
+
+
+def nkd(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float,
+    gamma: float | jax.Array,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    r"""Normalised distillation, −q·log p − γ·T²·Σ_{j≠y} t̂_j·log ŝ_j, with q and p at temperature 1.
+
+    The second term is γ·(`nckd` + T²·entropy of t̂), so it is not 0 where student and teacher agree; its gradient is
+    that of γ·`nckd`. Source: Yang et al., ICCV 2023, arXiv:2303.13005, equation 7; code yzd-v/cls_KD.
+
+    Args:
+        student_logits, teacher_logits: as `tckd`.
+        labels: integer `[...]`, each in [0, classes), or distributions, float `[..., classes]`: then the class with the
+            largest weight is the target, as in the authors' code; of equal weights, the class of the lower index.
+        temperature: T > 0, of the second term only.
+        gamma: weight γ, a number or `[...]`.
+        where: as `tckd`.
+
+    Returns:
+        `[...]`, nats and nats times T², at least float32.
+
+    Raises:
+        ValueError: as `tckd`.
+    """
+    inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
+    checks.check_positive("temperature", temperature)
+    z, v = inputs[:2]
+    if inputs.has_soft_labels():
+        is_target = jnp.argmax(inputs.labels, axis=-1, keepdims=True) == jnp.arange(z.shape[-1])
+    else:
+        is_target = inputs.is_target()
+    q = jnp.sum(jnp.where(is_target, jax.nn.softmax(v), 0.0), axis=-1)
+    log_p = jnp.sum(jnp.where(is_target, jax.nn.log_softmax(z), 0.0), axis=-1)
+    of_target = -q * jnp.where(q > 0, log_p, 0.0)
+    of_rest = divergences.nontarget(z, v, is_target, temperature) + temperature**2 * _entropy(
+        v, ~is_target, temperature
+    )
+    return inputs.selected(of_target + gamma * of_rest)
+
+
+def wttm(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    gamma: float,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    r"""Weighted transformed teacher matching, U·KL(softmax(γ·v) ‖ softmax(z)) with U = Σ_j softmax(v)_j^γ.
+
+    Only the teacher has a temperature, 1/γ. U weighs an example by how smooth its teacher is: for γ < 1 it lies between
+    1, of a certain teacher, and classes^(1−γ). Source: Zheng & Yang, ICLR 2024, arXiv:2402.11148; code zkxufo/TTM.
+
+    Args:
+        student_logits, teacher_logits: as `tckd`.
+        gamma: γ > 0.
+        where: as `tckd`.
+
+    Returns:
+        `[...]`, nats, at least float32.
+
+    Raises:
+        ValueError: as `tckd`, or γ ≤ 0.
+    """
+    inputs = checks.check_inputs(student_logits, teacher_logits, where=where)
+    checks.check_positive("gamma", gamma)
+    z, v = inputs[:2]
+    highest = jnp.max(v, axis=-1, keepdims=True)
+    # Relative to the top class, lest γ·v of logits far from 0 lose digits; an entirely absent row has no top class.
+    v = v - jnp.where(jnp.isfinite(highest), highest, 0.0)
+    weight = jnp.exp(jax.nn.logsumexp(gamma * v, axis=-1) - gamma * jax.nn.logsumexp(v, axis=-1))
+    everything = jnp.ones(z.shape, bool)
+    return inputs.selected(weight * divergences.within(z, gamma * v, everything, 1.0))
+
+
+def dist(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float,
+    beta: float | jax.Array,
+    gamma: float | jax.Array,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    r"""DIST, β·T²·(1 − mean_i ρ(P_i·, Q_i·)) + γ·T²·(1 − mean_j ρ(P_·j, Q_·j)) of the probabilities P, Q at T.
+
+    ρ is Pearson's correlation, with 1e-8 beside the product of the norms that it is divided by; so a row or a column
+    that is constant on one side has ρ = 0, as every column has in a batch of one. A column is a class over the whole
+    batch: on several devices under jit, the global one. Source: Huang et al., NeurIPS 2022, arXiv:2205.10536; code
+    hunto/image_classification_sota.
+
+    Args:
+        student_logits, teacher_logits: as `tckd`; all examples `[...]` are one batch.
+        temperature: T > 0.
+        beta: weight β of the rows, examples compared over the classes.
+        gamma: weight γ of the columns, classes compared over the examples.
+        where: as `tckd`; the means over the batch are those of the other examples. 0 if all are left out.
+
+    Returns:
+        Scalar, times T², at least float32.
+
+    Raises:
+        ValueError: as `tckd`.
+    """
+    inputs = checks.check_inputs(student_logits, teacher_logits, where=where)
+    checks.check_positive("temperature", temperature)
+    everything = jnp.ones(inputs.student_logits.shape, bool)
+    pair = softmax_pair.compare(*inputs[:2], everything, temperature)
+    rows = everything if inputs.where is None else jnp.broadcast_to(inputs.where[..., None], everything.shape)
+    student, teacher, gap, counts = (
+        array.reshape(-1, everything.shape[-1]) for array in (pair.student, pair.teacher, pair.gap, rows)
+    )
+    of_rows = inputs.mean(_decorrelation(student, teacher, gap, jnp.ones_like(counts), -1).reshape(rows.shape[:-1]))
+    of_columns = jnp.mean(_decorrelation(student, teacher, gap, counts, 0))
+    loss = temperature**2 * (beta * of_rows + gamma * of_columns)
+    return loss if inputs.where is None else jnp.where(jnp.any(inputs.where), loss, 0.0)
+
+
+def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
+    r"""1 − ρ(a, b) along an axis, from a − b as `apart`, so that it keeps its digits where a is close to b.
+
+    1 − ρ = (|a|·|b| − a·b + 1e-8) / (|a|·|b| + 1e-8) of centred a and b; and |a|·|b| − a·b is half of
+    |a − b|² − (|a| − |b|)², where |a| − |b| = (a − b)·(a + b) / (|a| + |b|).
+    """
+    number = jnp.maximum(jnp.sum(counts, axis=axis, keepdims=True), 1)
+
+    def centred(x):
+        mean = jnp.sum(jnp.where(counts, x, 0.0), axis=axis, keepdims=True) / number
+        return jnp.where(counts, x - mean, 0.0)
+
+    a, b, apart = centred(a), centred(b), centred(apart)
+    lengths = _length(a, axis), _length(b, axis)
+    total = sum(lengths)
+    of_lengths = jnp.sum(apart * (a + b), axis=axis) / jnp.where(total > 0, total, 1.0)
+    product = lengths[0] * lengths[1]
+    return (0.5 * (jnp.sum(apart**2, axis=axis) - of_lengths**2) + _GUARD) / (product + _GUARD)
+
+
+def _length(x: jax.Array, axis: int) -> jax.Array:
+    """|x|, with a gradient of 0 at 0."""
+    square = jnp.sum(x**2, axis=axis)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def _entropy(logits: jax.Array, inside: jax.Array, temperature) -> jax.Array:
+    """Of the softmax over the selected classes, nats, `[...]`; 0 if there are none."""
+    there = inside & (logits != -jnp.inf)
+    highest = jnp.max(jnp.where(there, logits, -jnp.inf), axis=-1, keepdims=True)
+    below = jnp.where(there, logits - jnp.where(highest == -jnp.inf, 0.0, highest), -jnp.inf) / temperature
+    total = jnp.sum(jnp.exp(below), axis=-1)
+    mean = jnp.sum(jnp.where(there, jnp.exp(below) * below, 0.0), axis=-1) / jnp.where(total > 0, total, 1.0)
+    return jnp.log(jnp.where(total > 0, total, 1.0)) - mean
