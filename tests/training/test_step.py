@@ -19,7 +19,7 @@ from dgkd_jax.runs import sharding
 from dgkd_jax.training import state
 from dgkd_jax.training.decoupled_momentum import deepkd, dot
 from dgkd_jax.training.optimizer import make_optimizer
-from dgkd_jax.training.step import metric_names, train_step
+from dgkd_jax.training.step import finite_rows, metric_names, train_step
 
 MEAN, STD = (0.5,), (0.25,)
 CLASSES, BATCH, SHAPE = 5, 16, (16, 16, 1)
@@ -235,6 +235,22 @@ def test_a_step_of_named_gradients_that_are_not_finite_is_skipped(networks):
         assert int(after.skipped) == 1
         for part in ("params", "batch_stats", "opt_state"):
             jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
+
+
+def test_a_step_with_a_label_that_no_class_has_is_skipped_and_its_example_is_named(networks):
+    bad = batch_of(1)
+    bad["label"][3] = CLASSES
+    with jax.enable_x64(True):
+        before, teacher = run(networks, DKD(), batches=[batch_of(0)])
+        after, _ = run(networks, DKD(), batches=[batch_of(0), bad])
+        rows = jax.jit(
+            functools.partial(finite_rows, student=Network(networks[0].apply, None, MEAN, STD), method=DKD())
+        )(after, Network(networks[1].apply, teacher, MEAN, STD), bad)
+    assert int(after.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    for part in ("CE", "TCKD", "NCKD"):
+        np.testing.assert_array_equal(np.flatnonzero(~rows[part]), [3], err_msg=part)
+    assert rows["student logits"].all()
 
 
 def test_teacher_is_untouched_and_not_donated(networks):
