@@ -20,7 +20,7 @@ def nkd(
     r"""Normalised distillation, −q·log p − γ·T²·Σ_{j≠y} t̂_j·log ŝ_j, with q and p at temperature 1.
 
     The second term is γ·(`nckd` + T²·entropy of t̂), so it is not 0 where student and teacher agree; its gradient is
-    that of γ·`nckd`. Source: Yang et al., ICCV 2023, arXiv:2303.13005, equation 7; code yzd-v/cls_KD.
+    that of γ·`nckd`. Source: Yang et al., ICCV 2023, arXiv:2303.13005; code yzd-v/cls_KD.
 
     Args:
         student_logits, teacher_logits: as `tckd`.
