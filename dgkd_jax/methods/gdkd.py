@@ -16,8 +16,8 @@ _SOURCE = "GDKD"
 class GDKD:
     """ce_weight·CE + ramp·T²·(w0·KL of the top k's mass + w1·KL in them + w2·KL of the rest). Zheng, arXiv:2512.04625.
 
-    By Bowen Zheng and Ran Cheng; code ZaberKo/GDKD. The top k are the teacher's; with k = 1 it is DKD wherever the teacher
-    is right.
+    By Bowen Zheng and Ran Cheng; code ZaberKo/GDKD. The top k are the teacher's. With k = 1 it is DKD wherever the
+    teacher is right.
     """
 
     name: ClassVar[str] = "gdkd"
