@@ -1,4 +1,4 @@
-r"""Peers of KD whose terms are not parts of one partition: NKD, WTTM and DIST. Notation: `dgkd_jax.losses`."""
+r"""Peers of KD whose terms are not parts of one partition: NKD, WTTM, DIST and MLKD. Notation: `dgkd_jax.losses`."""
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +127,59 @@ def dist(
     of_columns = jnp.mean(_decorrelation(student, teacher, gap, counts, 0))
     loss = temperature**2 * (beta * of_rows + gamma * of_columns)
     return loss if inputs.where is None else jnp.where(jnp.any(inputs.where), loss, 0.0)
+
+
+def mlkd(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperatures: tuple[float, ...],
+    where: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    r"""The three levels of multi-level distillation for one view of a batch, each summed over the temperatures.
+
+    With P, Q `[batch, classes]` the probabilities of student and teacher at T, batch B and C classes:
+
+        instance = mean_i T²·KL(Q_i ‖ P_i)      batch = ‖P·Pᵀ − Q·Qᵀ‖² / B      class = ‖Pᵀ·P − Qᵀ·Q‖² / C
+
+    Two views, weakly and strongly augmented, are two calls. Source: Jin et al., CVPR 2023; the levels as in
+    logit-standardization-KD. That code multiplies means over the batch by the mean of its confidence masks, which
+    selects no example, and takes the weak view in two of the strong view's temperatures. Neither is copied; a selection
+    of confident examples is `where`.
+
+    Args:
+        student_logits, teacher_logits: as `tckd`; all examples `[...]` are one batch.
+        temperatures: each > 0; the authors' are 4, 3, 5, 2 and 6.
+        where: as `tckd`; an example that is left out is no part of any level, and B counts the others.
+
+    Returns:
+        `instance` in nats times T², `batch` and `class`: scalars, at least float32.
+
+    Raises:
+        ValueError: as `tckd`, or there is no temperature.
+    """
+    inputs = checks.check_inputs(student_logits, teacher_logits, where=where)
+    if not temperatures:
+        raise ValueError("temperatures must hold at least one")
+    for temperature in temperatures:
+        checks.check_positive("temperatures", temperature)
+    levels = [_levels(inputs, temperature) for temperature in temperatures]
+    return {name: sum(level[name] for level in levels) for name in levels[0]}
+
+
+def _levels(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
+    z, v = inputs[:2]
+    everything = jnp.ones(z.shape, bool)
+    pair = softmax_pair.compare(z, v, everything, temperature)
+    kept = 1.0 if inputs.where is None else inputs.where[..., None]
+    p, q, gap = ((kept * array).reshape(-1, z.shape[-1]) for array in (pair.student, pair.teacher, pair.gap))
+    # P·Pᵀ − Q·Qᵀ from P − Q, so that it keeps its digits where they are close.
+    of_batch, of_classes = gap @ p.T + q @ gap.T, gap.T @ p + q.T @ gap
+    return {
+        "instance": inputs.mean(divergences.within(z, v, everything, temperature)),
+        "batch": jnp.sum(of_batch**2) / inputs.count(),
+        "class": jnp.sum(of_classes**2) / z.shape[-1],
+    }
 
 
 def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
