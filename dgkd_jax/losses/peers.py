@@ -185,8 +185,8 @@ def _levels(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
 def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
     r"""1 − ρ(a, b) along an axis, from a − b as `apart`, so that it keeps its digits where a is close to b.
 
-    1 − ρ = (|a|·|b| − a·b + 1e-8) / (|a|·|b| + 1e-8) of centred a and b; and |a|·|b| − a·b is half of
-    |a − b|² − (|a| − |b|)², where |a| − |b| = (a − b)·(a + b) / (|a| + |b|).
+    1 − ρ = (|a|·|b|·|w|²/2 + 1e-8) / (|a|·|b| + 1e-8), with a and b centred and w the difference of their directions:
+    w = (a − b − (|a| − |b|)·b/|b|) / |a| where a is the longer one, and |a| − |b| = (a − b)·(a + b) / (|a| + |b|).
     """
     number = jnp.maximum(jnp.sum(counts, axis=axis, keepdims=True), 1)
 
@@ -195,11 +195,15 @@ def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Arr
         return jnp.where(counts, x - mean, 0.0)
 
     a, b, apart = centred(a), centred(b), centred(apart)
-    lengths = _length(a, axis), _length(b, axis)
-    total = sum(lengths)
-    of_lengths = jnp.sum(apart * (a + b), axis=axis) / jnp.where(total > 0, total, 1.0)
-    product = lengths[0] * lengths[1]
-    return (0.5 * (jnp.sum(apart**2, axis=axis) - of_lengths**2) + _GUARD) / (product + _GUARD)
+    of_a, of_b = (jnp.expand_dims(_length(x, axis), axis) for x in (a, b))
+    vary = (of_a > 0) & (of_b > 0)
+    safe_a, safe_b = (jnp.where(vary, length, 1.0) for length in (of_a, of_b))
+    longer = jnp.sum(apart * (a + b), axis=axis, keepdims=True) / (safe_a + safe_b)
+    of_shorter = jnp.where(safe_a > safe_b, b / safe_b, a / safe_a)
+    turned = (apart - longer * of_shorter) / jnp.where(safe_a > safe_b, safe_a, safe_b)
+    product = of_a * of_b
+    each = (0.5 * product * jnp.sum(turned**2, axis=axis, keepdims=True) + _GUARD) / (product + _GUARD)
+    return jnp.squeeze(each, axis)
 
 
 def _length(x: jax.Array, axis: int) -> jax.Array:
