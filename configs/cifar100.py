@@ -5,6 +5,10 @@
 Recipe: 240 epochs, SGD with momentum 0.9, weight decay 5e-4, batch 64, learning rate 0.05 (0.01 for ShuffleNet and
 MobileNet students) divided by 10 after 150, 180 and 210 epochs, T 4, α 1, warm-up 20, CE 1, β per pair. Source:
 mdistiller (configs/cifar100/dkd), with the schedule of RepDistiller. Not run here: it takes hours on a GPU.
+The peers: NKD with γ 3.5 and T 3 (cls_KD), DIST with T 4 (image_classification_sota), GDKD's w1 and w2 per pair (GDKD,
+configs/cifar100/gdkd). WTTM's weight and γ are tuned per pair and not published together: ours are not its table's.
+Standardised logits in KD: --config.kd.standardize=true --config.kd.temperature=2 --config.kd.weight=9
+--config.kd.ce_weight=0.1 (logit-standardization-KD; T 3 for vgg13_bn,vgg8_bn).
 
 Published accuracies to expect, top-1 % on the test split (RepDistiller: teacher, student, KD; mdistiller: DKD):
 
@@ -18,6 +22,20 @@ Published accuracies to expect, top-1 % on the test split (RepDistiller: teacher
     resnet32x4,shufflenet_v1_cifar      79.42    70.50   74.07   76.45
     resnet32x4,shufflenet_v2_cifar      79.42    71.82   74.45   77.07
     resnet50_cifar,mobilenet_v2_half_cifar  79.34  64.60 67.35   70.35
+
+The peers there, from their READMEs (KD-S, DKD-S: with standardised logits, from logit-standardization-KD; DIST, WTTM:
+from TTM's):
+
+    pair                                KD-S   DKD-S   DIST    WTTM
+    resnet32x4,resnet8x4                76.62  77.01   76.31   76.06
+    resnet56,resnet20                   71.43  72.32   71.75   71.92
+    resnet110,resnet32                  74.17  74.29   73.69   74.13
+    wrn_40_2,wrn_16_2                   76.11  76.39   75.51   76.37
+    wrn_40_2,wrn_40_1                   74.37  74.89   74.73   74.58
+    vgg13_bn,vgg8_bn                    74.36  74.81   73.89   74.44
+    resnet32x4,shufflenet_v1_cifar        –      –     76.34   74.37
+    resnet32x4,shufflenet_v2_cifar      75.56  77.37   77.35   76.55
+    resnet50_cifar,mobilenet_v2_half_cifar  69.02  70.45  68.66  69.59
 
 and in the DGKD blog (DKD / DGKD; its trainer freezes BatchNorm from the second epoch on, so do not expect its numbers):
 
@@ -41,11 +59,11 @@ _VIT = {"image_size": 224}  # ViT's patches of 16 pixels need the larger image
 
 PAIRS = {
     "resnet32x4,resnet8x4": {"beta": 8.0},
-    "resnet56,resnet20": {"beta": 2.0},
-    "resnet110,resnet32": {"beta": 2.0},
-    "wrn_40_2,wrn_16_2": {"beta": 6.0},
-    "wrn_40_2,wrn_40_1": {"beta": 6.0},
-    "vgg13_bn,vgg8_bn": {"beta": 6.0},
+    "resnet56,resnet20": {"beta": 2.0, "gdkd": (1.0, 1.0)},
+    "resnet110,resnet32": {"beta": 2.0, "gdkd": (2.0, 2.0)},
+    "wrn_40_2,wrn_16_2": {"beta": 6.0, "gdkd": (6.0, 6.0)},
+    "wrn_40_2,wrn_40_1": {"beta": 6.0, "gdkd": (2.0, 6.0)},
+    "vgg13_bn,vgg8_bn": {"beta": 6.0, "gdkd": (1.0, 6.0)},
     "resnet32x4,shufflenet_v1_cifar": {"beta": 8.0, **_SLOW},
     "resnet32x4,shufflenet_v2_cifar": {"beta": 8.0, **_SLOW},
     "resnet50_cifar,mobilenet_v2_half_cifar": {"beta": 8.0, **_SLOW},
@@ -75,5 +93,9 @@ def get_config(pair: str | None = None):
 
     config.optimizer.learning_rate = recipe.get("learning_rate", 0.05)
     config.dkd.beta = recipe["beta"]
+    config.gdkd.w1, config.gdkd.w2 = recipe.get("gdkd", (8.0, 8.0))
+    config.nkd.gamma = 3.5
+    config.nkd.temperature = 3.0
+    config.dist.temperature = 4.0
     config.log_every = 200
     return config

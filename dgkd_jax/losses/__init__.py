@@ -33,7 +33,7 @@ from dgkd_jax.losses.decoupled_gradients import DgkdTerms, dgkd, dgkd_terms, gra
 from dgkd_jax.losses.distillation import cross_entropy, dkd, kd, logit_mse, nckd, tckd
 from dgkd_jax.losses.gradients import GradientMethod, nckd_gradient, tckd_gradient
 from dgkd_jax.losses.partitions import gdkd, partition, rld
-from dgkd_jax.losses.peers import dist, nkd, wttm
+from dgkd_jax.losses.peers import dist, mlkd, nkd, wttm
 from dgkd_jax.losses.standardization import standardize
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "gradient_coupling",
     "kd",
     "logit_mse",
+    "mlkd",
     "nckd",
     "nckd_gradient",
     "nkd",

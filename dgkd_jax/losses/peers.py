@@ -1,4 +1,4 @@
-r"""Peers of KD whose terms are not parts of one partition: NKD, WTTM and DIST. Notation: `dgkd_jax.losses`."""
+r"""Peers of KD whose terms are not parts of one partition: NKD, WTTM, DIST and MLKD. Notation: `dgkd_jax.losses`."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def nkd(
     r"""Normalised distillation, −q·log p − γ·T²·Σ_{j≠y} t̂_j·log ŝ_j, with q and p at temperature 1.
 
     The second term is γ·(`nckd` + T²·entropy of t̂), so it is not 0 where student and teacher agree; its gradient is
-    that of γ·`nckd`. Source: Yang et al., ICCV 2023, arXiv:2303.13005, equation 7; code yzd-v/cls_KD.
+    that of γ·`nckd`. Source: Yang et al., ICCV 2023, arXiv:2303.13005; code yzd-v/cls_KD.
 
     Args:
         student_logits, teacher_logits: as `tckd`.
@@ -129,11 +129,64 @@ def dist(
     return loss if inputs.where is None else jnp.where(jnp.any(inputs.where), loss, 0.0)
 
 
+def mlkd(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperatures: tuple[float, ...],
+    where: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    r"""The three levels of multi-level distillation for one view of a batch, each summed over the temperatures.
+
+    With P, Q `[batch, classes]` the probabilities of student and teacher at T, batch B and C classes:
+
+        instance = mean_i T²·KL(Q_i ‖ P_i)      batch = ‖P·Pᵀ − Q·Qᵀ‖² / B      class = ‖Pᵀ·P − Qᵀ·Q‖² / C
+
+    Two views, weakly and strongly augmented, are two calls. Source: Jin et al., CVPR 2023; the levels as in
+    logit-standardization-KD. That code multiplies means over the batch by the mean of its confidence masks, which
+    selects no example, and takes the weak view in two of the strong view's temperatures. Neither is copied; a selection
+    of confident examples is `where`.
+
+    Args:
+        student_logits, teacher_logits: as `tckd`; all examples `[...]` are one batch.
+        temperatures: each > 0; the authors' are 4, 3, 5, 2 and 6.
+        where: as `tckd`; an example that is left out is no part of any level, and B counts the others.
+
+    Returns:
+        `instance` in nats times T², `batch` and `class`: scalars, at least float32.
+
+    Raises:
+        ValueError: as `tckd`, or there is no temperature.
+    """
+    inputs = checks.check_inputs(student_logits, teacher_logits, where=where)
+    if not temperatures:
+        raise ValueError("temperatures must hold at least one")
+    for temperature in temperatures:
+        checks.check_positive("temperatures", temperature)
+    levels = [_levels(inputs, temperature) for temperature in temperatures]
+    return {name: sum(level[name] for level in levels) for name in levels[0]}
+
+
+def _levels(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
+    z, v = inputs[:2]
+    everything = jnp.ones(z.shape, bool)
+    pair = softmax_pair.compare(z, v, everything, temperature)
+    kept = 1.0 if inputs.where is None else inputs.where[..., None]
+    p, q, gap = ((kept * array).reshape(-1, z.shape[-1]) for array in (pair.student, pair.teacher, pair.gap))
+    # P·Pᵀ − Q·Qᵀ from P − Q, so that it keeps its digits where they are close.
+    of_batch, of_classes = gap @ p.T + q @ gap.T, gap.T @ p + q.T @ gap
+    return {
+        "instance": inputs.mean(divergences.within(z, v, everything, temperature)),
+        "batch": jnp.sum(of_batch**2) / inputs.count(),
+        "class": jnp.sum(of_classes**2) / z.shape[-1],
+    }
+
+
 def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
     r"""1 − ρ(a, b) along an axis, from a − b as `apart`, so that it keeps its digits where a is close to b.
 
-    1 − ρ = (|a|·|b| − a·b + 1e-8) / (|a|·|b| + 1e-8) of centred a and b; and |a|·|b| − a·b is half of
-    |a − b|² − (|a| − |b|)², where |a| − |b| = (a − b)·(a + b) / (|a| + |b|).
+    1 − ρ = (|a|·|b|·|w|²/2 + 1e-8) / (|a|·|b| + 1e-8), with a and b centred and w the difference of their directions:
+    w = (a − b − (|a| − |b|)·b/|b|) / |a| where a is the longer one, and |a| − |b| = (a − b)·(a + b) / (|a| + |b|).
     """
     number = jnp.maximum(jnp.sum(counts, axis=axis, keepdims=True), 1)
 
@@ -142,11 +195,15 @@ def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Arr
         return jnp.where(counts, x - mean, 0.0)
 
     a, b, apart = centred(a), centred(b), centred(apart)
-    lengths = _length(a, axis), _length(b, axis)
-    total = sum(lengths)
-    of_lengths = jnp.sum(apart * (a + b), axis=axis) / jnp.where(total > 0, total, 1.0)
-    product = lengths[0] * lengths[1]
-    return (0.5 * (jnp.sum(apart**2, axis=axis) - of_lengths**2) + _GUARD) / (product + _GUARD)
+    of_a, of_b = (jnp.expand_dims(_length(x, axis), axis) for x in (a, b))
+    vary = (of_a > 0) & (of_b > 0)
+    safe_a, safe_b = (jnp.where(vary, length, 1.0) for length in (of_a, of_b))
+    longer = jnp.sum(apart * (a + b), axis=axis, keepdims=True) / (safe_a + safe_b)
+    of_shorter = jnp.where(safe_a > safe_b, b / safe_b, a / safe_a)
+    turned = (apart - longer * of_shorter) / jnp.where(safe_a > safe_b, safe_a, safe_b)
+    product = of_a * of_b
+    each = (0.5 * product * jnp.sum(turned**2, axis=axis, keepdims=True) + _GUARD) / (product + _GUARD)
+    return jnp.squeeze(each, axis)
 
 
 def _length(x: jax.Array, axis: int) -> jax.Array:

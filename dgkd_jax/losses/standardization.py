@@ -9,7 +9,7 @@ _GUARD = 1e-7  # the authors'; beside the standard deviation, in logits
 
 
 def standardize(logits: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
-    r"""(x − mean) / (1e-7 + std) over the classes, std unbiased (Sun et al., CVPR 2024, arXiv:2403.01427, equation 15).
+    r"""(x − mean) / (1e-7 + std) over the classes, std unbiased (Sun et al., CVPR 2024, arXiv:2403.01427).
 
     Apply it to the student's and to the teacher's logits, then any loss. The loss then no longer depends on the shift
     and scale of either side. Gradients flow through it. Code: sunshangquan/logit-standardization-KD.

@@ -14,9 +14,10 @@ _SOURCE = "GDKD"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GDKD:
-    """ce_weight·CE + ramp·T²·(w0·KL of the top k's mass + w1·KL within + w2·KL outside). Zheng & Cheng, arXiv:2512.04625.
+    """ce_weight·CE + ramp·T²·(w0·KL of the top k's mass + w1·KL in them + w2·KL of the rest). Zheng, arXiv:2512.04625.
 
-    The top k are the teacher's. Code: ZaberKo/GDKD. With k = 1 it is DKD wherever the teacher is right.
+    By Bowen Zheng and Ran Cheng; code ZaberKo/GDKD. The top k are the teacher's. With k = 1 it is DKD wherever the
+    teacher is right.
     """
 
     name: ClassVar[str] = "gdkd"

@@ -14,7 +14,7 @@ _SOURCE = "cls_KD"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NKD:
-    """ce_weight·CE − q·log p − γ·T²·Σ t̂·log ŝ. Yang et al., ICCV 2023, arXiv:2303.13005, equation 7.
+    """ce_weight·CE − q·log p − γ·T²·Σ t̂·log ŝ. Yang et al., ICCV 2023, arXiv:2303.13005.
 
     Code: yzd-v/cls_KD. The target's probabilities q and p are at temperature 1.
     """

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,26 @@ TEMPERATURES = (1.0, 4.0, 20.0)
 SCALES = (1.0, 3.0, 9.0)  # standard deviation of the logits
 DTYPES = ("float64", "float32", "bfloat16")
 WEIGHTS = {"alpha": 1.0, "beta": 8.0, "epsilon": 0.5}
+
+# The peers, as functions of both logits and the labels. GDKD's k is 5, or all classes but one.
+PEERS = {
+    "kd standardized": lambda z, v, y, **own: losses.kd(*map(losses.standardize, (z, v)), **own),
+    "dkd standardized": lambda z, v, y, **own: losses.dkd(*map(losses.standardize, (z, v)), y, **own),
+    "nkd": losses.nkd,
+    "dist": lambda z, v, y, **own: losses.dist(z, v, **own),
+    "wttm": lambda z, v, y, **own: losses.wttm(z, v, **own),
+    "rld": losses.rld,
+    "gdkd": lambda z, v, y, **own: losses.gdkd(z, v, k=min(5, z.shape[-1] - 1), **own),
+}
+PEERS_WEIGHTS = {
+    "kd standardized": {},
+    "dkd standardized": {"alpha": 1.0, "beta": 8.0},
+    "nkd": {"gamma": 1.5},
+    "dist": {"beta": 2.0, "gamma": 2.0},
+    "wttm": {"gamma": 0.3},
+    "rld": {"alpha": 1.0, "beta": 8.0, "alpha_temperature": 2.0},
+    "gdkd": {"w0": 1.0, "w1": 2.0, "w2": 8.0},
+}
 
 # Of a loss's value and of its gradient; the reference has the same, rounded logits in float64. bfloat16 logits are
 # computed in float32. A KL of similar distributions is T² times a difference of logarithms near 1, so its value keeps
@@ -54,17 +75,13 @@ def run(
         for dtype, (batch, classes), scale in itertools.product(dtypes, shapes, scales):
             student, teacher, labels = _random_logits(batch, classes, scale, dtype)
             for temperature in temperatures:
-                expected = _with_gradients(
-                    reference.evaluate(
-                        *(np.asarray(logits, np.float64) for logits in (student, teacher)),
-                        labels,
-                        temperature=temperature,
-                        conventions=losses.CONVENTIONS,
-                        **WEIGHTS,
-                    )
-                )
+                exact = *(np.asarray(logits, np.float64) for logits in (student, teacher)), labels
+                settings = {"temperature": temperature, "conventions": losses.CONVENTIONS, **WEIGHTS}
+                peers = _settings_of_peers(temperature, classes)
+                expected = _with_gradients(reference.evaluate(*exact, **settings)) | reference.peers(*exact, peers)
                 place = {"T": temperature, "C": classes, "B": batch, "scale": scale}
                 found = _ours(student, teacher, labels, temperature=temperature, **WEIGHTS)
+                found |= _our_peers(student, teacher, labels, peers)
                 rows += _compare(found, expected, dtype=dtype, place=place)
         breaking = breaking_points(reference)
     notes = ["Smallest margin of the target (logits) where the form that is usual in PyTorch is not finite in float32:"]
@@ -168,6 +185,23 @@ def _ours(student, teacher, labels, *, temperature, alpha, beta, epsilon) -> dic
     return found
 
 
+def _settings_of_peers(temperature: float, classes: int) -> dict[str, dict[str, float]]:
+    """Two standardised logits are ±1/√2, whatever they are: their gradient is rounding alone, so they are left out."""
+    kept = {name: own for name, own in PEERS_WEIGHTS.items() if classes > 2 or not name.endswith("standardized")}
+    return {name: own if name == "wttm" else own | {"temperature": temperature} for name, own in kept.items()}
+
+
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+def _our_peers(student, teacher, labels, settings) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Name -> (value, gradient) of the peers that `settings` names."""
+
+    def value(z, name):
+        return jnp.mean(PEERS[name](z, teacher, labels, **settings[name]))
+
+    student = student.astype(jnp.promote_types(student.dtype, jnp.float32))
+    return {name: jax.value_and_grad(value)(student, name) for name in settings}
+
+
 def _with_gradients(expected: dict) -> dict:
     """PyTorch's autograd of TCKD and NCKD is the reference of both of our forms of these gradients."""
     both = itertools.product(("tckd", "nckd"), ("closed_form", "autodiff"))
@@ -229,4 +263,26 @@ def _against_fixtures() -> list[Row]:
             logits = (jnp.asarray(recorded[f"{who}_logits"], dtype) for who in ("student", "teacher"))
             found = _ours(*logits, recorded["labels"], **settings)
             rows += _compare(found, _with_gradients(expected), dtype=dtype, place=place)
+    for path in sorted(fixtures("peers").glob("b*.npz")):
+        rows += _peers_against_fixture(path)
+    return rows
+
+
+def _peers_against_fixture(path: Path) -> list[Row]:
+    with np.load(path) as file:
+        recorded = dict(file)
+    batch, classes = recorded["student_logits"].shape
+    rows = []
+    for figure in dict.fromkeys(key.split("/")[0] for key in recorded if "/" in key):
+        name = figure.rsplit("_t", 1)[0].replace("_", " ")
+        if classes == 2 and name.endswith("standardized"):
+            continue  # as in `_settings_of_peers`
+        own = {key.removeprefix(f"{figure}/"): value for key, value in recorded.items() if key.startswith(f"{figure}/")}
+        expected = {name: (own.pop("loss"), own.pop("grad"))}
+        own.pop("k", None)
+        place = {"T": float(own.get("temperature", 1.0)), "C": classes, "B": batch, "scale": None}
+        for dtype in ("float64", "float32"):
+            logits = (jnp.asarray(recorded[f"{who}_logits"], dtype) for who in ("student", "teacher"))
+            settings = {name: {key: float(value) for key, value in own.items()}}
+            rows += _compare(_our_peers(*logits, recorded["labels"], settings), expected, dtype=dtype, place=place)
     return rows

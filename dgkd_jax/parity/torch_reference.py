@@ -82,6 +82,28 @@ def evaluate(
     }
 
 
+def peers(
+    student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, settings: dict[str, dict[str, float]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The peers that `settings` names, with their settings, in float64: name -> (value, gradient), as `evaluate`."""
+    forms = {
+        "kd standardized": lambda z, v, y, **own: _kd(_standardized(z), _standardized(v), **own),
+        "dkd standardized": _dkd_standardized,
+        "nkd": _nkd,
+        "dist": _dist,
+        "wttm": _wttm,
+        "rld": _rld,
+        "gdkd": _gdkd,
+    }
+    v, y = torch.tensor(teacher), torch.tensor(labels, dtype=torch.int64)
+    found = {}
+    for name, own in settings.items():
+        z = torch.tensor(student, requires_grad=True)
+        value = forms[name](z, v, y, **own)
+        found[name] = (value.detach().numpy(), torch.autograd.grad(value, z)[0].numpy())
+    return found
+
+
 def _kd(student, teacher, temperature):
     log_student, share = F.log_softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
     return temperature**2 * F.kl_div(log_student, share, reduction="batchmean")
@@ -101,6 +123,71 @@ def _nckd(student, teacher, labels, temperature):
     log_student = F.log_softmax(student / temperature - left_out, 1)
     share = F.softmax(teacher / temperature - left_out, 1)
     return temperature**2 * F.kl_div(log_student, share, reduction="batchmean")
+
+
+def _standardized(logits):
+    return (logits - logits.mean(1, keepdim=True)) / (1e-7 + logits.std(1, keepdim=True))
+
+
+def _dkd_standardized(student, teacher, labels, *, alpha, beta, temperature):
+    both = _standardized(student), _standardized(teacher)
+    return alpha * _tckd(*both, labels, temperature) + beta * _nckd(*both, labels, temperature)
+
+
+def _nkd(student, teacher, labels, *, gamma, temperature):
+    at = labels[:, None]
+    of_target = F.softmax(teacher, 1).gather(1, at) * F.log_softmax(student, 1).gather(1, at)
+    rest = ~F.one_hot(labels, student.shape[1]).bool()
+    z, v = (logits[rest].view(len(labels), -1) / temperature for logits in (student, teacher))
+    return -of_target.mean() - gamma * temperature**2 * (F.softmax(v, 1) * F.log_softmax(z, 1)).sum(1).mean()
+
+
+def _dist(student, teacher, labels, *, beta, gamma, temperature):
+    p, q = (F.softmax(logits / temperature, 1) for logits in (student, teacher))
+
+    def correlation(a, b):
+        a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+        return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)
+
+    of_rows, of_columns = 1 - correlation(p, q).mean(), 1 - correlation(p.T, q.T).mean()
+    return temperature**2 * (beta * of_rows + gamma * of_columns)
+
+
+def _wttm(student, teacher, labels, *, gamma):
+    powers = F.softmax(teacher, 1) ** gamma
+    weight = powers.sum(1)
+    each = F.kl_div(F.log_softmax(student, 1), powers / weight[:, None], reduction="none").sum(1)
+    return (weight * each).mean()
+
+
+def _kl_within(student, teacher, inside):
+    """KL of the softmaxes over the selected classes, per sample; 0 where there are none."""
+    any_class = inside.any(1, keepdim=True)
+    absent = ~inside & any_class
+    log_s, log_t = (F.log_softmax(logits.masked_fill(absent, -torch.inf), 1) for logits in (student, teacher))
+    return torch.where(inside, log_t.exp() * (log_t - log_s), 0.0).sum(1)
+
+
+def _kl_of_masses(student_mass, teacher_mass):
+    s, t = (torch.stack([mass, 1 - mass], 1) for mass in (student_mass, teacher_mass))
+    return F.kl_div(s.log(), t, reduction="none").sum(1)
+
+
+def _rld(student, teacher, labels, *, alpha, beta, temperature, alpha_temperature):
+    at = labels[:, None]
+    p, q = (F.softmax(logits / alpha_temperature, 1) for logits in (student, teacher))
+    confidence = _kl_of_masses(p.gather(1, at)[:, 0], q.max(1).values)
+    below = _kl_within(student / temperature, teacher / temperature, teacher < teacher.gather(1, at))
+    return (alpha * alpha_temperature**2 * confidence + beta * temperature**2 * below).mean()
+
+
+def _gdkd(student, teacher, labels, *, w0, w1, w2, temperature):
+    top = teacher.topk(min(5, teacher.shape[1] - 1), dim=1).indices
+    inside = torch.zeros_like(teacher, dtype=torch.bool).scatter(1, top, True)
+    z, v = student / temperature, teacher / temperature
+    masses = _kl_of_masses(*((F.softmax(logits, 1) * inside).sum(1) for logits in (z, v)))
+    each = w0 * masses + w1 * _kl_within(z, v, inside) + w2 * _kl_within(z, v, ~inside)
+    return temperature**2 * each.mean()
 
 
 class ThinResNet(torch.nn.Module):

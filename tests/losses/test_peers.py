@@ -317,3 +317,39 @@ def test_a_wrong_mask_and_a_soft_label_are_named():
     for loss in (partial(call, "wttm"), partial(call, "dist"), partial(call, "gdkd")):
         with pytest.raises(ValueError, match="teacher_logits must have the shape"):
             loss(student, teacher[:2], labels)
+
+
+def test_mlkd_is_its_formula_and_its_levels_vanish_at_the_teacher():
+    student, teacher, _ = random_batch(5, 4)
+    found = losses.mlkd(student, teacher, temperatures=(2.0, 3.0))
+    expected = {"instance": 0.0, "batch": 0.0, "class": 0.0}
+    for temperature in (2.0, 3.0):
+        p, q = (special.softmax(logits / temperature, axis=-1) for logits in (student, teacher))
+        expected["instance"] += temperature**2 * np.mean(np.sum(special.rel_entr(q, p), axis=-1))
+        expected["batch"] += np.sum((p @ p.T - q @ q.T) ** 2) / 5
+        expected["class"] += np.sum((p.T @ p - q.T @ q) ** 2) / 4
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+    alike = losses.mlkd(teacher, teacher, temperatures=(2.0,))
+    assert all(abs(value) < 1e-15 for value in alike.values())
+
+
+def test_mlkd_leaves_examples_out_and_is_finite_at_any_margin():
+    student, teacher, _ = random_batch(5, 4)
+    where = np.array([True, False, True, True, False])
+    expected = losses.mlkd(student[where], teacher[where], temperatures=(2.0,))
+    student[~where], teacher[~where] = np.nan, np.inf
+    total = jax.grad(lambda z, v, where=None: sum(losses.mlkd(z, v, temperatures=(1.0,), where=where).values()))
+    found = losses.mlkd(student, teacher, temperatures=(2.0,), where=where)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+    np.testing.assert_array_equal(total(jnp.asarray(student), teacher, where)[~where], 0.0)
+    far = 1e4 * np.eye(4, dtype=np.float32)
+    assert np.isfinite(total(jnp.asarray(far), far[::-1])).all()
+
+
+@pytest.mark.parametrize("temperatures", [(), (2.0, 0.0)])
+def test_mlkd_names_its_temperatures(temperatures):
+    with pytest.raises(ValueError, match="temperatures must"):
+        losses.mlkd(*random_batch(5, 4)[:2], temperatures=temperatures)

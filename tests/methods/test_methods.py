@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,15 @@ import pytest
 
 from dgkd_jax import losses
 from dgkd_jax.methods import CE, DGKD, DKD, KD, METHODS, from_config, section_keys, sections_of
+from dgkd_jax.methods.__main__ import table
 from dgkd_jax.methods.key import Key, keys_of
 from dgkd_jax.methods.progress import Progress
 from dgkd_jax.runs import config as rules
 from dgkd_jax.runs.default import KEYS, get_config
 
 BATCH, CLASSES, WIDTH = 6, 5, 4
-# Each method as it is by default, those of standardised logits, and DGKD by every convention, every distance and with respect to parameters.
+# Each method as it is by default, those of standardised logits, and DGKD by every convention, every distance and with
+# respect to parameters.
 VARIANTS = (
     {name: method() for name, method in METHODS.items()}
     | {
@@ -265,3 +268,8 @@ def test_temperatures_at_which_the_teacher_is_read():
     assert KD(standardize=True).teacher_temperature is None
     assert DGKD(dkd=DKD(standardize=True)).teacher_temperature is None
     assert {found[name] for name in ("nkd", "dist", "wttm", "rld", "gdkd")} == {None}
+
+
+def test_the_table_of_the_readme_is_the_one_that_the_command_prints():
+    readme = Path(__file__).parents[2] / "README.md"
+    assert f"\n{table()}\n" in readme.read_text(), "paste what `python -m dgkd_jax.methods` prints into README.md"

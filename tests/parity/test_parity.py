@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import sys
 import types
@@ -31,17 +32,20 @@ def no_torch(monkeypatch):
 def recorded(tmp_path, monkeypatch):
     """A folder for a few fixtures instead of all of them."""
     monkeypatch.setattr(findings, "FIXTURES", tmp_path / "golden")
-    (tmp_path / "golden" / "losses").mkdir(parents=True)
+    for name in ("losses", "peers"):
+        (tmp_path / "golden" / name).mkdir(parents=True)
     return tmp_path / "golden"
 
 
 def test_losses_agree_with_the_recorded_figures(recorded, tmp_path, capsys):
-    shutil.copy(GOLDEN / "losses" / "b8_c10_t4.npz", recorded / "losses")
+    for name in ("losses", "peers"):
+        shutil.copy(GOLDEN / name / "b8_c10_t4.npz", recorded / name)
     output = tmp_path / "losses.json"
     assert command.main(["losses", f"--output={output}"]) == 0
     printed = capsys.readouterr().out
     assert "torch is not installed" in printed
     assert "dgkd normalized" in printed
+    assert set(losses.PEERS) <= {word.strip() for line in printed.splitlines() for word in re.split(r" {2,}", line)}
     content = json.loads(output.read_text())
     assert content["passed"] is True
     assert {row["dtype"] for row in content["rows"]} == {"float64", "float32"}
@@ -58,6 +62,16 @@ def test_a_figure_that_differs_is_a_miss_and_exit_code_1(recorded, tmp_path, ent
     missed = {found["loss"] for found in json.loads(output.read_text())["rows"] if not found["passed"]}
     assert row in missed
     assert "ce" not in missed
+
+
+def test_a_figure_of_a_peer_that_differs_is_a_miss(recorded, tmp_path):
+    figures = dict(np.load(GOLDEN / "peers" / "b8_c10_t4.npz"))
+    figures["nkd_t3/grad"] = figures["nkd_t3/grad"] * 1.01
+    np.savez(recorded / "peers" / "b8_wrong.npz", **figures)
+    output = tmp_path / "losses.json"
+    assert command.main(["losses", f"--output={output}"]) == 1
+    missed = [found for found in json.loads(output.read_text())["rows"] if not found["passed"]]
+    assert {(found["loss"], found["T"]) for found in missed} == {("nkd", 3.0)}
 
 
 def test_training_follows_the_recorded_trajectory(tmp_path, capsys):
