@@ -31,7 +31,8 @@ def compare(
         Scalars: means of `kd`, `tckd`, `nckd` at this temperature and of `logit_mse` (`TERMS`), and `diagnostics`.
     """
     inputs = _with_hard_labels(student_logits, teacher_logits, labels)
-    return jax.tree.map(jnp.mean, _terms(inputs, temperature)) | _diagnostics(inputs, temperature)
+    split = _split(inputs, temperature)
+    return jax.tree.map(jnp.mean, _terms(inputs, split, temperature)) | _diagnostics(inputs, split, temperature)
 
 
 def examine(
@@ -47,7 +48,7 @@ def examine(
     inputs = _with_hard_labels(student_logits, teacher_logits, labels)
     split = _split(inputs, temperature)
     apart = temperature * (target_split.tckd_gradient(split) - target_split.nckd_gradient(split))
-    return _terms(inputs, temperature) | {"coupling": jnp.sum(apart**2, axis=-1)}
+    return _terms(inputs, split, temperature) | {"coupling": jnp.sum(apart**2, axis=-1)}
 
 
 def diagnostics(
@@ -69,7 +70,8 @@ def diagnostics(
     Raises:
         ValueError: as `tckd`.
     """
-    return _diagnostics(_with_hard_labels(student_logits, teacher_logits, labels), temperature)
+    inputs = _with_hard_labels(student_logits, teacher_logits, labels)
+    return _diagnostics(inputs, _split(inputs, temperature), temperature)
 
 
 def _with_hard_labels(student_logits, teacher_logits, labels) -> checks.Inputs:
@@ -82,18 +84,21 @@ def _split(inputs: checks.Inputs, temperature: float) -> target_split.Split:
     return target_split.split(*inputs[:2], inputs.is_target(), temperature)
 
 
-def _terms(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
-    logits = inputs[:2]
-    return {
-        "kd": distillation.kd(*logits, temperature=temperature),
-        "tckd": distillation.tckd(*logits, inputs.labels, temperature=temperature),
-        "nckd": distillation.nckd(*logits, inputs.labels, temperature=temperature),
-        "logit_mse": distillation.logit_mse(*logits),
+def _terms(inputs: checks.Inputs, split: target_split.Split, temperature: float) -> dict[str, jax.Array]:
+    tckd = temperature**2 * target_split.target_divergence(split)
+    nckd = temperature**2 * target_split.nontarget_divergence(split)
+    not_q = jax.nn.sigmoid(-split.odds.teacher)
+    found = {
+        # A sum of two parts that are not negative is as exact as they are, and needs no third softmax.
+        "kd": tckd + jnp.where(not_q > 0, not_q * nckd, 0.0),
+        "tckd": tckd,
+        "nckd": nckd,
+        "logit_mse": distillation.logit_mse(*inputs[:2]),
     }
+    return {name: inputs.selected(value) for name, value in found.items()}
 
 
-def _diagnostics(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
-    split = _split(inputs, temperature)
+def _diagnostics(inputs: checks.Inputs, split: target_split.Split, temperature: float) -> dict[str, jax.Array]:
     of_target = temperature * target_split.tckd_gradient(split)
     of_nontarget = temperature * target_split.nckd_gradient(split)
     student_logits, teacher_logits = inputs[:2]
