@@ -110,6 +110,12 @@ def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
     }
 
 
+_ADDED_KEYS = (
+    *(f"data.{name}" for name in ("trivial_augment", "random_erasing", "mixup", "cutmix")),
+    *(f"{method}.standardize" for method in ("kd", "dkd")),
+)
+
+
 def identity(config: ConfigDict) -> dict[str, Any]:
     """The keys that decide what a run computes: two configs belong to the same run if and only if these are equal.
 
@@ -127,7 +133,8 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     if config.optimizer.name not in ("deepkd", "deepkd_released"):
         for name in ("task", "tckd", "nckd"):
             del kept[f"optimizer.momentum_{name}"]
-    return kept
+    # Runs from before these keys existed go on where the keys are off.
+    return {key: value for key, value in kept.items() if key not in _ADDED_KEYS or value != KEYS[key].default}
 
 
 def identity_of_batches(config: ConfigDict) -> dict[str, Any]:
@@ -177,6 +184,8 @@ def check_same_teacher(recorded: dict[str, Any], config: ConfigDict, *, workdir:
 
 def _changes(recorded: dict[str, Any], config: ConfigDict, *, spelled: Mapping[str, str] | None = None) -> str:
     current = identity(config)
+    off = {key: KEYS[key].default for key in _ADDED_KEYS if key in recorded or key in current}
+    recorded, current = off | recorded, off | current
     return ", ".join(
         f"{(spelled or {}).get(key, key)}={recorded.get(key)!r} there, {current.get(key)!r} here"
         for key in sorted(recorded | current)

@@ -340,3 +340,14 @@ def test_an_unknown_pair_is_named_with_the_nearest():
         ValueError, match="configs/cifar100.py:resnet56,resnet21: no such pair; did you mean 'resnet56,resnet20'"
     ):
         cifar100.get_config("resnet56,resnet21")
+
+
+def test_a_run_from_before_a_key_existed_goes_on_where_the_key_is_off():
+    config = default.get_config()
+    config.update_from_flattened_dict({"method": "kd", "student.model": "resnet8", "data.name": "cifar100"})
+    recorded = rules.identity(config)
+    assert not {"data.mixup", "data.trivial_augment", "kd.standardize"} & set(recorded)  # as older runs have it
+    rules.check_same_run(recorded, config, workdir="runs/old")
+    config.update_from_flattened_dict({"data.mixup": 0.2, "kd.standardize": True})
+    with pytest.raises(BadInput, match=r"data.mixup=0.0 there, 0.2 here, kd.standardize=False there, True here"):
+        rules.check_same_run(recorded, config, workdir="runs/old")
