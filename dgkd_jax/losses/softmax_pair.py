@@ -63,14 +63,19 @@ def compare(student_logits: jax.Array, teacher_logits: jax.Array, inside: jax.Ar
 @functools.partial(compare.defjvp, symbolic_zeros=True)
 def _compare_derivative(primals, tangents):
     """By dx_j = (dz_j − Σ_i ŝ_i·dz_i) / T. Autodiff of the formulas below would lose it where a ŝ_j is nearly 1."""
-    temperature = primals[3]
+    logits, _, inside, temperature = primals
     of_logits, _, _, of_temperature = tangents
     pair = compare(*primals)
     tangent = jax.tree.map(_no_tangent, pair)
     if not isinstance(of_logits, SymbolicZero):
-        mean = jnp.sum(pair.student * of_logits, axis=-1, keepdims=True)
-        of_x = (of_logits - mean) / temperature
-        of_sum = mean[..., 0] / temperature
+        # Relative to the student's top class: of a share of nearly 1, the difference from the mean would cancel.
+        is_top = inside & (logits == pair.mass.highest[0][..., None])
+        count = jnp.maximum(jnp.sum(is_top, axis=-1, keepdims=True), 1)
+        of_top = jnp.sum(jnp.where(is_top, of_logits, 0.0), axis=-1, keepdims=True) / count
+        apart = jnp.where(is_top & (count == 1), 0.0, of_logits - of_top)  # a constant 0, in reverse mode too
+        mean = jnp.sum(pair.student * apart, axis=-1, keepdims=True)
+        of_x = (apart - mean) / temperature
+        of_sum = (of_top + mean)[..., 0] / temperature
         tangent = tangent._replace(
             student=pair.student * of_x,
             gap=pair.student * of_x,
