@@ -93,11 +93,8 @@ def tckd(
         ValueError: shapes do not match, fewer than two classes, wrong types, T ≤ 0; of arrays with known values
             (outside jit): a label out of range, no distribution, or absent on both sides.
     """
-    inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
-    checks.check_positive("temperature", temperature)
-    if inputs.has_soft_labels():
-        return inputs.selected(soft_labels.expected_tckd(*inputs[:3], temperature))
-    return inputs.selected(divergences.target(*inputs[:2], inputs.is_target(), temperature))
+    batch = student_logits, teacher_logits, labels, where
+    return _of_labels(divergences.target, soft_labels.expected_tckd, batch, temperature)
 
 
 def nckd(
@@ -112,11 +109,16 @@ def nckd(
 
     Args, Returns, Raises: as `tckd`.
     """
-    inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
+    batch = student_logits, teacher_logits, labels, where
+    return _of_labels(divergences.nontarget, soft_labels.expected_nckd, batch, temperature)
+
+
+def _of_labels(of_class, of_distribution, batch: tuple, temperature: float) -> jax.Array:
+    inputs = checks.check_inputs(*batch)
     checks.check_positive("temperature", temperature)
     if inputs.has_soft_labels():
-        return inputs.selected(soft_labels.expected_nckd(*inputs[:3], temperature))
-    return inputs.selected(divergences.nontarget(*inputs[:2], inputs.is_target(), temperature))
+        return inputs.selected(of_distribution(*inputs[:3], temperature))
+    return inputs.selected(of_class(*inputs[:2], inputs.is_target(), temperature))
 
 
 def dkd(
