@@ -73,6 +73,10 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, messa
         ),
         ([MNIST, "--config.method=dkd", "--config.dgkd.epsilon=2"], "method dkd does not read it"),
         (
+            [MNIST, "--config.optimizer.momentum_delta=0.05"],
+            "config.optimizer.momentum_delta would change nothing: config.optimizer.name=sgd does not read it, dot",
+        ),
+        (
             [MNIST, "--config.method=ce", "--config.optimizer.name=dot"],
             "config.optimizer.name=dot needs a distillation loss, and method ce has none; take sgd",
         ),

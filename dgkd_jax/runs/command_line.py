@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from dgkd_jax.errors import BadInput, closest, did_you_mean
 from dgkd_jax.methods import METHODS, sections_of
 from dgkd_jax.methods.key import Key
-from dgkd_jax.runs.default import KEYS
+from dgkd_jax.runs.default import KEYS, READ_BY_OPTIMIZERS
 
 _HELP = re.compile(r"--?(help|helpshort|helpfull|h)")
 _FILE = re.compile(r"--?config=(?P<file>.*)", re.DOTALL)
@@ -63,16 +64,23 @@ def parse(argv: list[str], usage: str) -> list[str]:
     return overrides
 
 
-def check_read(overrides: Iterable[str], method: str) -> None:
-    """Refuse keys on the command line that the method does not read, because they would have no effect.
+def check_read(overrides: Iterable[str], config: ConfigDict) -> None:
+    """Refuse keys on the command line that the method or the optimizer does not read: they would have no effect.
 
     Args:
         overrides: keys, from `parse`.
-        method: of the config; `all` reads every section.
+        config: validated; the method `all` reads every section.
 
     Raises:
         BadInput: names the key, and the key that the method reads instead if there is one.
     """
+    optimizer, method = config.optimizer.name, config.method
+    for key in overrides:
+        if optimizer not in READ_BY_OPTIMIZERS.get(key, (optimizer,)):
+            raise BadInput(
+                f"config.{key} would change nothing: config.optimizer.name={optimizer} does not read it, "
+                f"{' and '.join(READ_BY_OPTIMIZERS[key])} would"
+            )
     if method not in METHODS:
         return
     read = sections_of(METHODS[method])

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from dgkd_jax import methods
 from dgkd_jax.errors import BadInput, did_you_mean
 from dgkd_jax.methods import METHODS, needs_teacher, sections_of
-from dgkd_jax.runs.default import KEYS, NAMED_GRADIENTS
+from dgkd_jax.runs.default import KEYS, NAMED_GRADIENTS, READ_BY_OPTIMIZERS
 
 # The sections that only some methods read. DGKD also reads DKD's.
 _METHOD_SECTIONS = {section for method in METHODS.values() for section in sections_of(method)}
@@ -128,11 +128,9 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     }
     if not config.data.mock:
         del kept["data.mock_train_examples"], kept["data.mock_eval_examples"]
-    if config.optimizer.name != "dot":
-        del kept["optimizer.momentum_delta"]
-    if config.optimizer.name not in ("deepkd", "deepkd_released"):
-        for name in ("task", "tckd", "nckd"):
-            del kept[f"optimizer.momentum_{name}"]
+    for key, optimizers in READ_BY_OPTIMIZERS.items():
+        if config.optimizer.name not in optimizers:
+            del kept[key]
     # Runs from before these keys existed go on where the keys are off.
     return {key: value for key, value in kept.items() if key not in _ADDED_KEYS or value != KEYS[key].default}
 

@@ -42,6 +42,13 @@ NAMED_GRADIENTS = {
     "deepkd": ("task", "tckd", "nckd"),
     "deepkd_released": ("task", "tckd", "nckd"),
 }
+# Key -> the only optimizers that read it.
+READ_BY_OPTIMIZERS = {
+    "optimizer.momentum_delta": ("dot",),
+    "optimizer.momentum_task": ("deepkd",),
+    "optimizer.momentum_tckd": ("deepkd", "deepkd_released"),
+    "optimizer.momentum_nckd": ("deepkd", "deepkd_released"),
+}
 _MOMENTUM = number(0, 1, open_high=True)
 
 _RUN_KEYS = {

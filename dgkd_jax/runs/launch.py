@@ -28,7 +28,7 @@ def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable
         overrides = command_line.parse(argv, usage=usage)
         _check_returned(_CONFIG.value)
         config.validate(_CONFIG.value)
-        command_line.check_read(overrides, _CONFIG.value.method)
+        command_line.check_read(overrides, _CONFIG.value)
         set_up(_CONFIG.value)
         _join_processes(_CONFIG.value)
         with Interruption() as interruption:

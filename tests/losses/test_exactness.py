@@ -1,6 +1,7 @@
 """Close to the teacher, under large offsets and at all temperatures: float32 against 60 digits."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,31 +34,30 @@ def logits_of(classes, scale):
     return student, teacher, rng.integers(0, classes, len(rows))
 
 
-@functools.cache
-def programs():
-    """{name: function -> (value [batch], gradient [batch, classes])}, the plain path and the fused one."""
+@functools.cache  # for it compiles once for each temperature, which the fused pass takes as a number
+def program(temperature):
+    """A function: batch -> {name: (value [batch], gradient [batch, classes])}, of the plain and of the fused path."""
 
-    def per_sample(loss):
-        def both(*batch):
-            value, pull_back = jax.vjp(lambda z: loss(z, *batch[1:]), batch[0])
-            return value, pull_back(jnp.ones_like(value))[0]
-
-        return both
-
-    def of_fused(part, temperature):
+    def of_fused(part):
         return lambda z, v, y: fused.terms(z, v, target_mask(y, z), temperature)[part]
 
-    def run(student, teacher, labels, temperature):
-        plain = {
-            "kd": lambda z, v, y: losses.kd(z, v, temperature=temperature),
-            "tckd": lambda z, v, y: losses.tckd(z, v, y, temperature=temperature),
-            "nckd": lambda z, v, y: losses.nckd(z, v, y, temperature=temperature),
-        }
-        fused_too = {"fused tckd": of_fused(0, temperature), "fused nckd": of_fused(1, temperature)}
-        return {name: per_sample(loss)(student, teacher, labels) for name, loss in (plain | fused_too).items()}
+    per_sample = {
+        "kd": lambda z, v, y: losses.kd(z, v, temperature=temperature),
+        "tckd": partial(losses.tckd, temperature=temperature),
+        "nckd": partial(losses.nckd, temperature=temperature),
+        "fused tckd": of_fused(0),
+        "fused nckd": of_fused(1),
+    }
 
-    # The fused pass takes its temperature as a number.
-    return lambda *batch, temperature: compiled(functools.partial(run, temperature=temperature))(*batch)
+    @compiled
+    def run(student, teacher, labels):
+        found = {}
+        for name, loss in per_sample.items():
+            value, pull_back = jax.vjp(lambda z, loss=loss: loss(z, teacher, labels), student)
+            found[name] = value, pull_back(jnp.ones_like(value))[0]
+        return found
+
+    return run
 
 
 def oracle(student, teacher, label, temperature):
@@ -102,7 +102,7 @@ def test_every_value_and_gradient_keeps_five_digits_in_float32(classes, temperat
     mpmath.mp.dps = 60
     for scale in SCALES if classes < 100 else (1e-4, 1.0):
         batch = logits_of(classes, scale)
-        found = jax.tree.map(np.asarray, programs()(*batch, temperature=temperature))
+        found = jax.tree.map(np.asarray, program(temperature)(*batch))
         for row, sample in enumerate(zip(*batch, strict=True)):
             expected, gap, spread = oracle(*sample, temperature)
             # TCKD's log-odds gap is a difference of averages: it keeps its digits relative to the range that they are
@@ -124,9 +124,9 @@ def test_a_vocabulary_of_131072_classes_close_to_the_teacher():
     teacher = rng.standard_normal((2, 131072)).astype(np.float32)
     student = (teacher + 1e-3 * rng.standard_normal(teacher.shape)).astype(np.float32)
     labels = np.array([3, 70000])
-    ours = programs()(student, teacher, labels, temperature=4.0)
+    ours = program(4.0)(student, teacher, labels)
     with jax.enable_x64(True):
-        exact = programs()(student.astype(np.float64), teacher.astype(np.float64), labels, temperature=4.0)
+        exact = program(4.0)(student.astype(np.float64), teacher.astype(np.float64), labels)
     for name, (value, gradient) in exact.items():
         np.testing.assert_allclose(ours[name][0], value, rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(ours[name][1], gradient, rtol=0, atol=1e-5 * np.abs(gradient).max(), err_msg=name)
