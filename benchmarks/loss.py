@@ -21,15 +21,17 @@ import numpy as np
 from benchmarks import report, side_by_side
 from dgkd_jax import losses
 from dgkd_jax.errors import BadInput
+from dgkd_jax.parity.losses import PEERS, PEERS_WEIGHTS
 
 SHAPES = "64x100,256x1000,1024x1000,512x32768"
 TEMPERATURE, ALPHA, BETA, EPSILON = 4.0, 1.0, 8.0, 0.1
+AT = {"temperature": TEMPERATURE}
 _ROUNDS = 50  # at most
 
 
 def ours() -> dict[str, Callable]:
     """name -> scalar of (student logits, teacher logits, labels)."""
-    at, weights = {"temperature": TEMPERATURE}, {"alpha": ALPHA, "beta": BETA, "temperature": TEMPERATURE}
+    at, weights = AT, {"alpha": ALPHA, "beta": BETA, "temperature": TEMPERATURE}
 
     def of_parts(z, v, y):
         gradients = losses.tckd_gradient(z, v, y, **at), losses.nckd_gradient(z, v, y, **at)
@@ -45,7 +47,15 @@ def ours() -> dict[str, Callable]:
         "dkd": lambda z, v, y: jnp.mean(losses.dkd(z, v, y, **weights)),
         "dgkd": lambda z, v, y: losses.dgkd(z, v, y, epsilon=EPSILON, convention="per_sample", **weights),
         "dgkd of parts": of_parts,  # the same without the pass of its own: what autodiff makes of the closed forms
+    } | {
+        name: lambda z, v, y, name=name, own=own: jnp.mean(PEERS[name](z, v, y, **own))
+        for name, own in _of_peers().items()
     }
+
+
+def _of_peers() -> dict[str, dict[str, float]]:
+    """The peers' settings, by name."""
+    return {name: own | ({} if name == "wttm" else AT) for name, own in PEERS_WEIGHTS.items()}
 
 
 def theirs() -> dict[str, Callable]:
@@ -63,7 +73,11 @@ def theirs() -> dict[str, Callable]:
         return dkd(z, v, y) - EPSILON * torch_reference.coupling(z, v, y, TEMPERATURE, "per_sample")
 
     names = ("ce", "kd", "tckd", "nckd", "logit_mse")
-    return {name: term(name) for name in names} | {"dkd": dkd, "dgkd": dgkd, "dgkd of parts": dgkd}
+    peers = {
+        name: lambda z, v, y, name=name, own=own: torch_reference.PEERS[name](z, v, y, **own)
+        for name, own in _of_peers().items()
+    }
+    return {name: term(name) for name in names} | {"dkd": dkd, "dgkd": dgkd, "dgkd of parts": dgkd} | peers
 
 
 def compile_ours(loss: Callable, arrays: tuple[np.ndarray, ...]) -> tuple[Callable[[], Any], int]:

@@ -86,20 +86,11 @@ def peers(
     student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, settings: dict[str, dict[str, float]]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The peers that `settings` names, with their settings, in float64: name -> (value, gradient), as `evaluate`."""
-    forms = {
-        "kd standardized": lambda z, v, y, **own: _kd(_standardized(z), _standardized(v), **own),
-        "dkd standardized": _dkd_standardized,
-        "nkd": _nkd,
-        "dist": _dist,
-        "wttm": _wttm,
-        "rld": _rld,
-        "gdkd": _gdkd,
-    }
     v, y = torch.tensor(teacher), torch.tensor(labels, dtype=torch.int64)
     found = {}
     for name, own in settings.items():
         z = torch.tensor(student, requires_grad=True)
-        value = forms[name](z, v, y, **own)
+        value = PEERS[name](z, v, y, **own)
         found[name] = (value.detach().numpy(), torch.autograd.grad(value, z)[0].numpy())
     return found
 
@@ -188,6 +179,18 @@ def _gdkd(student, teacher, labels, *, w0, w1, w2, temperature):
     masses = _kl_of_masses(*((F.softmax(logits, 1) * inside).sum(1) for logits in (z, v)))
     each = w0 * masses + w1 * _kl_within(z, v, inside) + w2 * _kl_within(z, v, ~inside)
     return temperature**2 * each.mean()
+
+
+# (student's logits, teacher's, labels, settings) -> batch mean.
+PEERS = {
+    "kd standardized": lambda z, v, y, **own: _kd(_standardized(z), _standardized(v), **own),
+    "dkd standardized": _dkd_standardized,
+    "nkd": _nkd,
+    "dist": _dist,
+    "wttm": _wttm,
+    "rld": _rld,
+    "gdkd": _gdkd,
+}
 
 
 class ThinResNet(torch.nn.Module):
