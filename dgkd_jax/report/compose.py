@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from dgkd_jax.errors import BadInput
-from dgkd_jax.report import figures, page, sections, work_directories
+from dgkd_jax.report import figures, grouping, page, sections, work_directories
 
 _LONGEST_NAME = 300  # characters of a data set's name
 _QUIET_S = 10.0  # between two lines of progress
@@ -88,7 +88,7 @@ def _page(
     with figures.look(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)  # it shows as a box
         for number, data_set in enumerate(data_sets):
-            groups, dropped = work_directories.group(run for run in students if run.data_set == data_set)
+            groups, dropped = grouping.group(run for run in students if run.data_set == data_set)
             notes = notes + dropped
             prefix = "" if len(data_sets) == 1 else f"set{number + 1}-"
 

@@ -15,6 +15,7 @@ from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dgkd_jax.report import grouping
 from dgkd_jax.report import work_directories as runs_lib
 
 INK = "#1d1e20"
@@ -137,7 +138,7 @@ class Curve(NamedTuple):
 
 
 def curves(
-    groups: Sequence[runs_lib.Group], what: Curve, *, reference: tuple[str, float] | None = None
+    groups: Sequence[grouping.Group], what: Curve, *, reference: tuple[str, float] | None = None
 ) -> Figure | None:
     """A metric over training: a thin line per run, a thick line for the mean over seeds.
 
@@ -187,13 +188,13 @@ def curves(
     return figure
 
 
-def in_epochs(groups: Sequence[runs_lib.Group]) -> bool:
+def in_epochs(groups: Sequence[grouping.Group]) -> bool:
     """Whether the curves of these groups can be drawn over epochs."""
     return all(run.steps_per_epoch for group in groups for run in group.runs)
 
 
 def _series(
-    group: runs_lib.Group, what: Curve, *, by_epochs: bool
+    group: grouping.Group, what: Curve, *, by_epochs: bool
 ) -> list[tuple[runs_lib.Run, tuple[np.ndarray, np.ndarray]]]:
     found = []
     for run in group.runs:

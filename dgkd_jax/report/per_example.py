@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dgkd_jax.report import figures, page, pictures, tables, work_directories
+from dgkd_jax.report import figures, grouping, page, pictures, tables, work_directories
 
 # A function: (file's name, figure) -> SVG.
 Draw = Callable[[str, Figure], str]
@@ -17,7 +17,7 @@ _MOST_CLASSES = 2000  # of a confusion picture, whose counts take the square of 
 _MOST_PICTURES = 12  # largest number of groups with confusion and feature pictures
 
 
-def confusion(groups: Sequence[work_directories.Group], rows_of: RowsOf, draw: Draw) -> str:
+def confusion(groups: Sequence[grouping.Group], rows_of: RowsOf, draw: Draw) -> str:
     """The examples for which student and teacher choose different classes, and which of them is right."""
     drawn, too_many = [], []
     for group, run in _pictured(groups):
@@ -43,7 +43,7 @@ def _classes(rows: dict[str, Any]) -> int:
     return int(max(rows["student_prediction"].max(), rows["teacher_prediction"].max())) + 1
 
 
-def _pictured(groups: Sequence[work_directories.Group]) -> list[tuple[work_directories.Group, work_directories.Run]]:
+def _pictured(groups: Sequence[grouping.Group]) -> list[tuple[grouping.Group, work_directories.Run]]:
     """The groups to draw, each with its first run that has a clean evaluation."""
     found = []
     for group in groups[:_MOST_PICTURES]:
@@ -53,11 +53,11 @@ def _pictured(groups: Sequence[work_directories.Group]) -> list[tuple[work_direc
     return found
 
 
-def _of_run(group: work_directories.Group, run: work_directories.Run) -> str:
+def _of_run(group: grouping.Group, run: work_directories.Run) -> str:
     return f"{group.label}, seed {run.seed}" if len(group.runs) > 1 else group.label
 
 
-def _left_out(groups: Sequence[work_directories.Group]) -> str:
+def _left_out(groups: Sequence[grouping.Group]) -> str:
     if len(groups) <= _MOST_PICTURES:
         return ""
     return page.paragraph(
@@ -66,14 +66,14 @@ def _left_out(groups: Sequence[work_directories.Group]) -> str:
     )
 
 
-def _needs_evaluation(what: str, groups: Sequence[work_directories.Group]) -> page.Markup:
+def _needs_evaluation(what: str, groups: Sequence[grouping.Group]) -> page.Markup:
     runs = [run for group in groups for run in group.runs]
-    command = page.code(work_directories.evaluate_command(runs, "clean"))
+    command = page.code(grouping.evaluate_command(runs, "clean"))
     return page.Markup(f"{page.escape(what)} needs evaluations/clean.npz. Make it: {command}")
 
 
 def calibration(
-    groups: Sequence[work_directories.Group], rows_of: RowsOf, draw: Draw, *, also: Sequence[tuple[str, str]]
+    groups: Sequence[grouping.Group], rows_of: RowsOf, draw: Draw, *, also: Sequence[tuple[str, str]]
 ) -> str:
     """The reliability diagram, the accuracy per class, and the figures `also`."""
     shown, teacher = [], None
@@ -106,7 +106,7 @@ def calibration(
     return text + page.figure_grid([*drawn, *also]) + page.missing(notes)
 
 
-def features(groups: Sequence[work_directories.Group], rows_of: RowsOf, draw: Draw) -> str:
+def features(groups: Sequence[grouping.Group], rows_of: RowsOf, draw: Draw) -> str:
     """The features on their first two principal components."""
     drawn = []
     for group, run in _pictured(groups):

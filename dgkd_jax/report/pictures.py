@@ -10,8 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from dgkd_jax.evaluate import calibration
-from dgkd_jax.report import figures
-from dgkd_jax.report import work_directories as runs_lib
+from dgkd_jax.report import figures, grouping
 
 _NUMBERED = re.compile(r"(?P<kind>.+)-(?P<number>\d+)")
 # From nothing to blue, so that a light page and a dark one show through where the counts are small.
@@ -176,7 +175,7 @@ def severity_curves(kind: str, rows: Sequence[tuple[str, dict[str, Any], list[fl
     return figure
 
 
-def class_accuracies(groups: Sequence[runs_lib.Group]) -> Figure | None:
+def class_accuracies(groups: Sequence[grouping.Group]) -> Figure | None:
     """Accuracy per class at the last evaluation, mean over seeds; None if no run has it."""
     found = []
     for place, group in enumerate(groups):

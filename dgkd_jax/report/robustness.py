@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from dgkd_jax.report import figures, page, pictures, significance, work_directories
+from dgkd_jax.report import figures, grouping, page, pictures, significance, work_directories
 
 _MOST_BARS = len(figures.COLOURS)  # groups in one figure of bars
 
@@ -29,7 +29,7 @@ class Accuracies(NamedTuple):
         return significance.mean_and_deviation(values) if values else None
 
 
-def section(groups: Sequence[work_directories.Group], draw: Callable[[str, Figure], str]) -> str:
+def section(groups: Sequence[grouping.Group], draw: Callable[[str, Figure], str]) -> str:
     """Bars, a curve over severity per corruption, and a table.
 
     Args:
@@ -57,10 +57,10 @@ def section(groups: Sequence[work_directories.Group], draw: Callable[[str, Figur
 
 
 def _command(runs: Sequence[work_directories.Run]) -> str:
-    return page.code(work_directories.evaluate_command(runs, "clean,corruptions,noised-8,scrambled-4"))
+    return page.code(grouping.evaluate_command(runs, "clean,corruptions,noised-8,scrambled-4"))
 
 
-def _lacking(groups: Sequence[work_directories.Group]) -> str:
+def _lacking(groups: Sequence[grouping.Group]) -> str:
     """For which runs there is no evaluation but the clean one, and the command for them."""
     every = [run for group in groups for run in group.runs]
     lacking = [run for run in every if not run.evaluations.keys() - {"clean"}]
@@ -72,7 +72,7 @@ def _lacking(groups: Sequence[work_directories.Group]) -> str:
     )
 
 
-def _accuracies(groups: Sequence[work_directories.Group]) -> tuple[list[Accuracies], dict[str, float]]:
+def _accuracies(groups: Sequence[grouping.Group]) -> tuple[list[Accuracies], dict[str, float]]:
     """Accuracies of the groups that have any; and the teacher's by set, from the first run that has it."""
     measured = []
     teacher: dict[str, float] = {}
@@ -149,7 +149,7 @@ def _table(names: Sequence[str], measured: Sequence[Accuracies], teacher: dict[s
     return page.table(["set", *(group.label for group in measured), "teacher"], rows)
 
 
-def _restricted(groups: Sequence[work_directories.Group]) -> str:
+def _restricted(groups: Sequence[grouping.Group]) -> str:
     every = [each.summary for group in groups for run in group.runs for each in run.evaluations.values()]
     names = sorted({str(summary.get("data")) for summary in every if summary.get("restricted_to_classes")})
     if not names:

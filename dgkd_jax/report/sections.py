@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dgkd_jax.methods import METHODS, needs_teacher
-from dgkd_jax.report import figures, page, per_example, robustness, significance, tables, work_directories
+from dgkd_jax.report import figures, grouping, page, per_example, robustness, significance, tables, work_directories
 from dgkd_jax.report.figures import Curve
 
 # A function: (file's name, figure) -> SVG.
@@ -53,7 +53,7 @@ _DIAGNOSE = "Evaluations record it with --config.diagnose=true: train anew with 
 
 
 def sections(
-    groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run], *, draw: Draw
+    groups: Sequence[grouping.Group], teachers: Sequence[work_directories.Run], *, draw: Draw
 ) -> list[page.Section]:
     """All sections about the runs of one data set, most important first.
 
@@ -95,7 +95,7 @@ def sections(
     ]
 
 
-def _results(groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run]) -> str:
+def _results(groups: Sequence[grouping.Group], teachers: Sequence[work_directories.Run]) -> str:
     compared = tables.compare(groups)
     body = page.paragraph(
         "Mean ± standard deviation over the seeds of the finished runs. last: after the last epoch. best: the highest "
@@ -145,7 +145,7 @@ def _thinned(run: work_directories.Run) -> str:
     )
 
 
-def _chance_of_the_split(groups: Sequence[work_directories.Group]) -> str:
+def _chance_of_the_split(groups: Sequence[grouping.Group]) -> str:
     """A sentence on the binomial standard error of an accuracy on this evaluation split."""
     sizes = {(run.result.get("evaluation") or {}).get("examples") for group in groups for run in group.finished}
     values = [value for group in groups for value in tables.accuracies(group).values()]
@@ -159,7 +159,7 @@ def _chance_of_the_split(groups: Sequence[work_directories.Group]) -> str:
     )
 
 
-def _accuracy(groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run], draw: Draw) -> str:
+def _accuracy(groups: Sequence[grouping.Group], teachers: Sequence[work_directories.Run], draw: Draw) -> str:
     text = page.paragraph(
         "Thin lines are single runs, thick ones means over seeds; a cross ends a run that is not finished. The "
         "training loss is each method's own objective and cannot be compared between methods. On training batches: "
@@ -168,14 +168,14 @@ def _accuracy(groups: Sequence[work_directories.Group], teachers: Sequence[work_
     )
     body = text + _curves(_ACCURACY, groups, draw, reference=_teachers_accuracy(groups, teachers))
     if teachers:
-        own = [work_directories.Group(run.name, [run]) for run in teachers]
+        own = [grouping.Group(run.name, [run]) for run in teachers]
         wanted = [_ACCURACY[0], _ACCURACY[4]]
         body += "<h3>The teacher's own run</h3>" + _curves(wanted, own, draw, prefix="own-run-of-the-teacher-")
     return body
 
 
 def _teachers_accuracy(
-    groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run]
+    groups: Sequence[grouping.Group], teachers: Sequence[work_directories.Run]
 ) -> tuple[str, float] | None:
     """Label and value of a line in the accuracy figure, if there is one teacher."""
     values = {(run.result.get("teacher") or {}).get("last_accuracy") for group in groups for run in group.finished}
@@ -186,14 +186,14 @@ def _teachers_accuracy(
     return ("teacher", 100 * values.pop()) if len(values) == 1 else None
 
 
-def _curves(curves: Sequence[Curve], groups: Sequence[work_directories.Group], draw: Draw, **knobs: Any) -> str:
+def _curves(curves: Sequence[Curve], groups: Sequence[grouping.Group], draw: Draw, **knobs: Any) -> str:
     """The figures of `_drawn`, in a grid."""
     return page.figure_grid(_drawn(curves, groups, draw, **knobs))
 
 
 def _drawn(
     curves: Sequence[Curve],
-    groups: Sequence[work_directories.Group],
+    groups: Sequence[grouping.Group],
     draw: Draw,
     *,
     reference: tuple[str, float] | None = None,
@@ -211,7 +211,7 @@ def _drawn(
     return drawn
 
 
-def _lacking(curves: Sequence[Curve], groups: Sequence[work_directories.Group]) -> list[str]:
+def _lacking(curves: Sequence[Curve], groups: Sequence[grouping.Group]) -> list[str]:
     """The keys of the metrics that no run has."""
 
     def has(what: Curve) -> bool:
@@ -221,11 +221,11 @@ def _lacking(curves: Sequence[Curve], groups: Sequence[work_directories.Group]) 
     return [what.key for what in curves if not has(what)]
 
 
-def _without_teacher(groups: Sequence[work_directories.Group]) -> bool:
+def _without_teacher(groups: Sequence[grouping.Group]) -> bool:
     return not any(needs_teacher(group.runs[0].method) for group in groups)
 
 
-def _gradients(groups: Sequence[work_directories.Group], draw: Draw) -> str:
+def _gradients(groups: Sequence[grouping.Group], draw: Draw) -> str:
     if _without_teacher(groups):
         return page.missing(["These need a teacher; every run here was trained by ce, without one."])
     lacking = _lacking(_GRADIENTS, groups)
@@ -244,7 +244,7 @@ def _gradients(groups: Sequence[work_directories.Group], draw: Draw) -> str:
     )
 
 
-def _to_the_teacher(groups: Sequence[work_directories.Group], rows_of: per_example.RowsOf, draw: Draw) -> str:
+def _to_the_teacher(groups: Sequence[grouping.Group], rows_of: per_example.RowsOf, draw: Draw) -> str:
     if _without_teacher(groups):
         return page.missing(["Every run here was trained by ce, without a teacher."])
     lacking = _lacking([what for what in _TEACHER if what.kind == "eval"], groups)
@@ -257,12 +257,12 @@ def _to_the_teacher(groups: Sequence[work_directories.Group], rows_of: per_examp
     )
 
 
-def _calibration(groups: Sequence[work_directories.Group], rows_of: per_example.RowsOf, draw: Draw) -> str:
+def _calibration(groups: Sequence[grouping.Group], rows_of: per_example.RowsOf, draw: Draw) -> str:
     notes = [f'No "eval" line of metrics.jsonl has ece. {_DIAGNOSE}'] if _lacking(_ECE, groups) else []
     return per_example.calibration(groups, rows_of, draw, also=_drawn(_ECE, groups, draw)) + page.missing(notes)
 
 
-def _collapse(groups: Sequence[work_directories.Group], draw: Draw) -> str:
+def _collapse(groups: Sequence[grouping.Group], draw: Draw) -> str:
     text = page.paragraph(
         "Of the features before the classifier, on the evaluation split (Papyan, Han & Donoho 2020). In full collapse "
         "NC1, NC2 and NC3 are 0 and NC4 is 1.",
@@ -273,7 +273,7 @@ def _collapse(groups: Sequence[work_directories.Group], draw: Draw) -> str:
     return text + _curves(_COLLAPSE, groups, draw) + page.missing(notes)
 
 
-def _configurations(groups: Sequence[work_directories.Group]) -> str:
+def _configurations(groups: Sequence[grouping.Group]) -> str:
     differing = tables.differences(groups)
     if differing:
         body = page.paragraph(
@@ -296,7 +296,7 @@ def _configurations(groups: Sequence[work_directories.Group]) -> str:
     return body
 
 
-def _time(groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run]) -> str:
+def _time(groups: Sequence[grouping.Group], teachers: Sequence[work_directories.Run]) -> str:
     spent = tables.time_spent(groups, teachers)
     if not spent:
         return page.missing(['No "goodput" line in metrics.jsonl: train anew with this version.'])

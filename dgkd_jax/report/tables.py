@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dgkd_jax.report import figures, page, significance, work_directories
+from dgkd_jax.report import figures, grouping, page, significance, work_directories
 from dgkd_jax.runs.record import duration
 
 _BASELINES = ("dkd", "kd", "ce")
@@ -39,20 +39,20 @@ class Against(NamedTuple):
         adjusted: p-value after Holm's correction; None if there is no test.
     """
 
-    group: work_directories.Group
-    baseline: work_directories.Group
+    group: grouping.Group
+    baseline: grouping.Group
     seeds: tuple[int, ...]
     test: significance.Comparison | None
     adjusted: float | None
 
 
-def accuracies(group: work_directories.Group, key: str = "last_accuracy") -> dict[Any, float]:
+def accuracies(group: grouping.Group, key: str = "last_accuracy") -> dict[Any, float]:
     """Seed -> accuracy of the finished runs."""
     values = {run.seed: work_directories.of_student(run, key) for run in group.finished}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def compare(groups: Sequence[work_directories.Group]) -> list[Against]:
+def compare(groups: Sequence[grouping.Group]) -> list[Against]:
     """Compare every group with a baseline, paired by seed; p-values are corrected over all comparisons.
 
     The baseline is a group by DKD, else by KD, else by CE; among several, the one whose other settings differ in the
@@ -78,9 +78,9 @@ def compare(groups: Sequence[work_directories.Group]) -> list[Against]:
     return [Against(*each, next(adjusted) if each[3] is not None and each[3].p is not None else None) for each in found]
 
 
-def _distance(group: work_directories.Group, other: work_directories.Group) -> int:
+def _distance(group: grouping.Group, other: grouping.Group) -> int:
     """The number of keys, read by both methods, in which the groups differ."""
-    mine, theirs = work_directories.settings(group.runs[0]), work_directories.settings(other.runs[0])
+    mine, theirs = grouping.settings(group.runs[0]), grouping.settings(other.runs[0])
     shared = [key for key in mine.keys() & theirs.keys() if key != "method"]
     return sum(mine[key] != theirs[key] for key in shared)
 
@@ -104,7 +104,7 @@ class Teacher(NamedTuple):
 
 
 def teachers_of(
-    groups: Sequence[work_directories.Group], own: Sequence[work_directories.Run]
+    groups: Sequence[grouping.Group], own: Sequence[work_directories.Run]
 ) -> dict[Teacher, work_directories.Run | None]:
     """The teachers of these groups, each with its own run if that is among `own`."""
     found: dict[Teacher, work_directories.Run | None] = {}
@@ -124,7 +124,7 @@ def teachers_of(
 
 
 def groups_table(
-    groups: Sequence[work_directories.Group],
+    groups: Sequence[grouping.Group],
     compared: Sequence[Against],
     own: Sequence[work_directories.Run] = (),
 ) -> str:
@@ -156,7 +156,7 @@ def groups_table(
     return page.table(header, rows, text=(0, 9) if several else (0,))
 
 
-def _seeds(group: work_directories.Group) -> str:
+def _seeds(group: grouping.Group) -> str:
     finished, every = len(group.finished), len(group.runs)
     return str(every) if finished == every else f"{finished} of {every}"
 
@@ -196,7 +196,7 @@ def _mean(values: Sequence[float], *, scale: float = 100, digits: int = 2) -> st
     return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
-def last_evaluation(groups: Sequence[work_directories.Group], own: Sequence[work_directories.Run] = ()) -> str:
+def last_evaluation(groups: Sequence[grouping.Group], own: Sequence[work_directories.Run] = ()) -> str:
     """All metrics of the last evaluation of the finished runs and of the teachers' `own`; '' if there are none."""
     shown = [entry for entry in _LAST if any(_last(group, entry[0]) for group in groups)]
     if not shown:
@@ -227,11 +227,11 @@ def last_evaluation(groups: Sequence[work_directories.Group], own: Sequence[work
     return page.table(["group", *titles], rows) + (text if collapse else "")
 
 
-def _last(group: work_directories.Group, key: str) -> list[float]:
+def _last(group: grouping.Group, key: str) -> list[float]:
     return [value for run in group.finished if (value := work_directories.last(run, key)) is not None]
 
 
-def runs_table(groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run]) -> str:
+def runs_table(groups: Sequence[grouping.Group], teachers: Sequence[work_directories.Run]) -> str:
     """A row per run; the teachers' own runs are at the end."""
     every = [run for group in groups for run in group.runs]
     rows = [_run(group.label, run) for group in groups for run in group.runs]
@@ -289,13 +289,13 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def differences(groups: Sequence[work_directories.Group]) -> str:
+def differences(groups: Sequence[grouping.Group]) -> str:
     """The keys in which groups that read them differ, and in a box those that only some read; '' if there are none."""
-    settings = [work_directories.settings(group.runs[0]) for group in groups]
+    settings = [grouping.settings(group.runs[0]) for group in groups]
     keys, of_some = [], []
-    for key in work_directories.differing(settings):
+    for key in grouping.differing(settings):
         values = [own[key] for own in settings if key in own]
-        if len(work_directories.differing([{key: value} for value in values])):
+        if len(grouping.differing([{key: value} for value in values])):
             keys.append(key)
         else:
             of_some.append(key)
@@ -322,7 +322,7 @@ def _value(settings: dict[str, Any], key: str) -> str:
     return page.shortened(settings[key]) if settings.get(key) is not None else "–"
 
 
-def time_spent(groups: Sequence[work_directories.Group], teachers: Sequence[work_directories.Run]) -> str:
+def time_spent(groups: Sequence[grouping.Group], teachers: Sequence[work_directories.Run]) -> str:
     """Mean seconds per run and part, and their shares; '' if not measured."""
     rows = [(group.label, [run.goodput for run in group.runs if run.goodput]) for group in groups]
     rows += [("teacher's own run", [run.goodput for run in teachers if run.goodput])]
@@ -339,7 +339,7 @@ def time_spent(groups: Sequence[work_directories.Group], teachers: Sequence[work
     return page.table(["group", "runs", *parts, "total"], cells)
 
 
-def both(groups: Sequence[work_directories.Group], rows_of: Callable[[work_directories.Run], dict[str, Any]]) -> str:
+def both(groups: Sequence[grouping.Group], rows_of: Callable[[work_directories.Run], dict[str, Any]]) -> str:
     """How often student and teacher are right on the same examples, mean over seeds; '' if unknown.
 
     Args:

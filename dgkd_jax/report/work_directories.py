@@ -1,4 +1,4 @@
-"""Reads the work directories of runs, finished or not, and groups the runs that differ only in their seed.
+"""Reads the work directories of runs, finished or not.
 
 Nothing here fails on a damaged file: what cannot be read is left out and listed in the run's `notes`. What is read has
 the types and ranges that its users expect, however the file looks, and takes a bounded amount of memory.
@@ -7,10 +7,8 @@ the types and ranges that its users expect, however the file looks, and takes a 
 import io
 import json
 import os
-import re
-import shlex
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -19,9 +17,8 @@ from etils import epath
 from dgkd_jax.evaluate import collapse
 from dgkd_jax.losses import comparison
 from dgkd_jax.methods import METHODS
-from dgkd_jax.runs.config import deciding, flatten
+from dgkd_jax.runs.config import flatten
 
-_SEED_SUFFIX = re.compile(r"[-_]?seed[-_]?\d+$")
 # The metrics that the page shows, besides accuracy by class.
 METRICS = frozenset({"loss", "accuracy", "grad_norm", "ce", "ece", "kl"}).union(
     collapse.NAMES, comparison.TERMS, comparison.DIAGNOSTICS, *(method.term_units for method in METHODS.values())
@@ -136,23 +133,6 @@ class Run(NamedTuple):
         if name == "image_folder":
             name += f" {self.config.get('data.manual_dir', '')}".rstrip()
         return f"{name} (generated images)" if self.config.get("data.mock") else name
-
-
-class Group(NamedTuple):
-    """Runs that differ only in `seed`.
-
-    Attributes:
-        label: short and unique among the groups.
-        runs: by ascending seed; each seed once.
-    """
-
-    label: str
-    runs: list[Run]
-
-    @property
-    def finished(self) -> list[Run]:
-        """The finished runs: only these are averaged."""
-        return [run for run in self.runs if run.finished]
 
 
 def find(paths: Iterable[str | epath.Path]) -> tuple[list[epath.Path], list[str]]:
@@ -481,82 +461,3 @@ def of_student(run: Run, key: str) -> float | None:
 def is_teacher(run: Run) -> bool:
     """Whether this is a teacher's own run."""
     return run.name == "teacher" or run.name.startswith("teacher-")
-
-
-def evaluate_command(runs: Sequence[Run], data: str) -> str:
-    """A line for a shell that evaluates these runs on `data`."""
-    if len(runs) == 1:
-        return f"python -m dgkd_jax.evaluate --workdir={shlex.quote(str(runs[0].path))} --data={data}"
-    paths = " ".join(shlex.quote(str(run.path)) for run in runs)
-    return f'for run in {paths}; do python -m dgkd_jax.evaluate --workdir="$run" --data={data}; done'
-
-
-def settings(run: Run) -> dict[str, Any]:
-    """The keys that decide the run and its teacher, without the seed."""
-    return {key: value for key, value in deciding(run.config, "run", "teacher").items() if key != "seed"}
-
-
-def differing(of: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys with more than one value among these settings, in order of first appearance."""
-    keys = dict.fromkeys(key for each in of for key in each)
-    return [key for key in keys if len({_canonical(each.get(key, _ABSENT)) for each in of}) > 1]
-
-
-_ABSENT = "(absent)"
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def group(found: Iterable[Run]) -> tuple[list[Group], list[str]]:
-    """Group the runs of one data set by their settings; and a sentence for each run left out as a duplicate.
-
-    Of two runs with the same settings and seed, the finished one is kept, else the first.
-    """
-    members: dict[str, dict[Any, Run]] = {}
-    notes = []
-    for run in found:
-        seeds = members.setdefault(_canonical(settings(run)), {})
-        if run.seed not in seeds:
-            seeds[run.seed] = run
-            continue
-        kept, dropped = seeds[run.seed], run
-        if run.finished and not kept.finished:
-            kept, dropped = dropped, kept
-        seeds[run.seed] = kept
-        notes.append(f"{dropped.path}: left out, {kept.path} has the same configuration and seed")
-    ordered = [sorted(seeds.values(), key=lambda run: (run.seed is None, run.seed)) for seeds in members.values()]
-    rank = {method: place for place, method in enumerate(METHODS)}
-    # A figure's legend leaves out what begins with an underscore.
-    labels = [f" {label}" if label.startswith("_") else label for label in _labels(ordered)]
-    groups = [Group(label, runs) for label, runs in zip(labels, ordered, strict=True)]
-
-    def order(each: Group) -> tuple[Any, ...]:
-        folder = each.label.rpartition("/")[0]
-        return folder, rank.get(each.runs[0].method, len(rank)), _natural(each.label)
-
-    return sorted(groups, key=order), notes
-
-
-def _natural(label: str) -> list[Any]:
-    """Sort key: numbers inside a label are sorted by value."""
-    parts = re.split(r"(-?\d+(?:\.\d+)?)", label)
-    return [(1, float(part), "") if place % 2 else (0, 0.0, part) for place, part in enumerate(parts)]
-
-
-def _labels(groups: list[list[Run]]) -> list[str]:
-    """The folders' names without the seed, with the parent's if necessary; else the method and what differs."""
-    stems = [{(run.path.parent.name, _SEED_SUFFIX.sub("", run.name)) for run in runs} for runs in groups]
-    if all(len(each) == 1 and next(iter(each))[1] for each in stems):
-        pairs = [next(iter(each)) for each in stems]
-        for labels in ([stem for _, stem in pairs], [f"{parent}/{stem}" for parent, stem in pairs]):
-            if len(set(labels)) == len(labels):
-                return labels
-    labels = []
-    for runs in groups:
-        same_method = [settings(other[0]) for other in groups if other[0].method == runs[0].method]
-        own = settings(runs[0])
-        parts = [f"{key.split('.')[-1]} {own.get(key, '–')!s:.24}" for key in differing(same_method)]
-        labels.append(", ".join([runs[0].method[:60], *parts[:6]]))
-    return [f"{label} ({place})" if labels.count(label) > 1 else label for place, label in enumerate(labels, 1)]

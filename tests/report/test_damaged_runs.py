@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 from synthetic_runs import write_evaluation, write_run
 
-from dgkd_jax.report import compose, figures, per_example, sections, tables, work_directories
+from dgkd_jax.report import compose, figures, grouping, per_example, sections, tables, work_directories
 
 DEEP = "[" * 900 + "]" * 900
 VALUES = {
@@ -190,7 +190,7 @@ def test_folders_may_have_any_name(whole, quick, tmp_path, name):
 def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(whole, tmp_path):
     """With the real figures, whose texts are laid out."""
     path = copied(whole, tmp_path / "runs" / "$x^$")
-    groups, _ = work_directories.group([work_directories.read(epath.Path(path))])
+    groups, _ = grouping.group([work_directories.read(epath.Path(path))])
     with figures.look():
         figure = figures.curves(groups, figures.Curve("loss", "train", "Loss", "loss"))
         svg = figures.embed(figure, "loss", epath.Path(tmp_path))
@@ -205,14 +205,12 @@ def test_extreme_numbers_are_drawn(tmp_path, values, steps):
     lines = [{"step": step, "loss": value} for step, value in zip(steps, values, strict=True)]
     run = work_directories.Run(epath.Path("/x/kd"), {"seed": 0}, {}, lines, [], None, {}, None, ())
     with figures.look():
-        figure = figures.curves(
-            [work_directories.Group("kd", [run])], figures.Curve("loss", "train", "Loss", "loss", 100)
-        )
+        figure = figures.curves([grouping.Group("kd", [run])], figures.Curve("loss", "train", "Loss", "loss", 100))
         assert "<svg" in figures.embed(figure, "loss", epath.Path(tmp_path))
 
 
 def test_a_label_that_begins_with_an_underscore_is_in_the_legend(whole, tmp_path):
-    groups, _ = work_directories.group([work_directories.read(epath.Path(copied(whole, tmp_path / "_x-seed0")))])
+    groups, _ = grouping.group([work_directories.read(epath.Path(copied(whole, tmp_path / "_x-seed0")))])
     with figures.look():
         figure = figures.curves(groups, figures.Curve("loss", "train", "Loss", "loss"))
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_x"]

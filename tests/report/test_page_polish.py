@@ -10,7 +10,7 @@ from etils import epath
 from matplotlib import colors
 from synthetic_runs import write_evaluation, write_run
 
-from dgkd_jax.report import compose, figures, page, per_example, pictures, sections, tables, work_directories
+from dgkd_jax.report import compose, figures, grouping, page, per_example, pictures, sections, tables, work_directories
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_teacher_with_all_its_epochs_is_finished_and_has_what_a_student_tells_
     teacher = read(own_run(tmp_path, epochs_logged=4))
     path = write_run(tmp_path, "kd", 0, accuracy=0.9)
     told(path, model="small_cnn_w24", parameters=121186, seconds=17.0, last_accuracy=0.98, best_accuracy=0.99)
-    groups, _ = work_directories.group([read(path)])
+    groups, _ = grouping.group([read(path)])
     row = rows_of(tables.runs_table(groups, [teacher]))[-1]
     assert row == ["teacher", "teacher's own run", "finished", "small_cnn_w24", "121,186", "98.00", "99.00", "0:17"]
 
@@ -66,7 +66,7 @@ def test_a_teacher_with_all_its_epochs_is_finished_and_has_what_a_student_tells_
 def test_a_teacher_without_all_its_epochs_is_at_a_step(tmp_path, epochs_logged):
     teacher = read(own_run(tmp_path, epochs_logged=epochs_logged))
     assert tables.state(teacher) == "at step 200"
-    groups, _ = work_directories.group([read(write_run(tmp_path, "kd", 0, accuracy=0.9))])
+    groups, _ = grouping.group([read(write_run(tmp_path, "kd", 0, accuracy=0.9))])
     assert rows_of(tables.runs_table(groups, [teacher]))[-1][4] == "–"  # the student tells of another teacher
 
 
@@ -75,7 +75,7 @@ def test_the_teacher_has_a_row_in_the_results_and_at_the_last_evaluation(tmp_pat
     runs = [write_run(tmp_path, method, 0, accuracy=0.9) for method in ("kd", "dkd")]
     for path in runs:
         told(path, model="small_cnn_w24", last_accuracy=0.98, best_accuracy=0.99)
-    groups, _ = work_directories.group([read(path) for path in runs])
+    groups, _ = grouping.group([read(path) for path in runs])
     for own in ([], [teacher]):
         table = rows_of(tables.groups_table(groups, tables.compare(groups), own))
         assert [row[:4] for row in table if "teacher" in row[0]] == [
@@ -118,7 +118,7 @@ def test_curves_are_over_epochs_where_these_are_known_of_all_runs(tmp_path):
         ([known], "epoch", [1, 2, 3, 4]),
         ([known, unknown], "training step", [50, 100, 150, 200]),
     ):
-        groups, _ = work_directories.group([read(path) for path in paths])
+        groups, _ = grouping.group([read(path) for path in paths])
         with figures.look():
             axes = figures.curves(groups, sections._ACCURACY[0]).axes[0]
         assert axes.get_xlabel() == label
@@ -137,7 +137,7 @@ def test_keys_that_only_some_methods_read_are_apart_and_long_values_are_short(tm
         content["another"] = f"{method} " * 30
         (path / "config.json").write_text(json.dumps(content))
         runs.append(read(path))
-    text = tables.differences(work_directories.group(runs)[0])
+    text = tables.differences(grouping.group(runs)[0])
     wide, narrow = text.split("<details>")
     assert rows_of(wide)[0] == ["group", "method", "epochs", "another"]
     assert all(len(cell) <= 24 for row in rows_of(wide) for cell in row)
@@ -147,7 +147,7 @@ def test_keys_that_only_some_methods_read_are_apart_and_long_values_are_short(tm
 
 
 def test_nothing_that_differs_is_no_table(tmp_path):
-    groups, _ = work_directories.group([read(write_run(tmp_path, "kd", 0, accuracy=0.9))])
+    groups, _ = grouping.group([read(write_run(tmp_path, "kd", 0, accuracy=0.9))])
     assert tables.differences(groups) == ""
 
 
@@ -155,11 +155,11 @@ def test_nothing_that_differs_is_no_table(tmp_path):
 
 
 def test_neural_collapse_is_explained_where_it_first_stands(tmp_path):
-    groups, _ = work_directories.group([read(write_run(tmp_path, "kd", 0, accuracy=0.9))])
+    groups, _ = grouping.group([read(write_run(tmp_path, "kd", 0, accuracy=0.9))])
     text = tables.last_evaluation(groups)
     assert "NC1 to NC4 measure neural collapse" in text
     assert '<abbr title="neural collapse 1: ' in text
-    plain, _ = work_directories.group([read(write_run(tmp_path / "b", "kd", 0, accuracy=0.9, diagnosed=False))])
+    plain, _ = grouping.group([read(write_run(tmp_path / "b", "kd", 0, accuracy=0.9, diagnosed=False))])
     assert "collapse" not in tables.last_evaluation(plain)
 
 

@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 
 from dgkd_jax.evaluate import calibration
-from dgkd_jax.report import figures, pictures, work_directories
+from dgkd_jax.report import figures, grouping, pictures, work_directories
 
 
 def test_bins_of_the_reliability_diagram_are_open_below_and_closed_above():
@@ -70,7 +70,7 @@ def test_the_mean_curve_is_over_common_steps_of_finished_runs():
             epath.Path(f"/x/kd-seed{seed}"), {"seed": seed}, result, [], lines, None, {}, None, ()
         )
 
-    group = work_directories.Group(
+    group = grouping.Group(
         "kd",
         [run(0, {10: 0.5, 20: 0.7, 30: 0.9}), run(1, {10: 0.7, 20: 0.8}), run(2, {10: 0.0, 20: 0.1}, finished=False)],
     )

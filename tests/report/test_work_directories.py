@@ -7,7 +7,7 @@ from etils import epath
 from synthetic_runs import write_evaluation, write_run
 
 from configs import default
-from dgkd_jax.report import work_directories
+from dgkd_jax.report import grouping, work_directories
 
 
 def read(path):
@@ -89,7 +89,7 @@ def test_evaluations_are_read_by_the_name_of_their_data_and_damaged_arrays_are_n
 def test_runs_that_differ_in_seed_and_places_are_one_group(tmp_path):
     """`write_run` gives every seed another data.dir, teacher.cache and eval_every."""
     found = [read(write_run(tmp_path, method, seed, accuracy=0.9)) for method in ("dkd", "ce") for seed in (2, 0, 1)]
-    groups, notes = work_directories.group(found)
+    groups, notes = grouping.group(found)
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
         ("ce", [0, 1, 2]),
         ("dkd", [0, 1, 2]),
@@ -112,7 +112,7 @@ def test_runs_that_differ_in_what_decides_nothing_are_one_group(tmp_path, sectio
         (path / "config.json").write_text(json.dumps(content))
         found.append(read(path))
     decides_nothing = key in ("diagnose", "eval_batch_size")
-    groups, _ = work_directories.group(found)
+    groups, _ = grouping.group(found)
     found = sorted([run.seed for run in group.runs] for group in groups)
     assert found == ([[0, 1]] if decides_nothing else [[0], [1]])
 
@@ -123,7 +123,7 @@ def test_only_what_the_method_reads_tells_groups_apart(tmp_path):
             read(write_run(tmp_path / method / str(epsilon), method, 0, accuracy=0.9, epsilon=epsilon))
             for epsilon in (0.1, 0.3)
         ]
-        return work_directories.group(found)
+        return grouping.group(found)
 
     groups, notes = groups_of("dgkd")
     assert [group.label for group in groups] == ["0.1/dgkd", "0.3/dgkd"]
@@ -138,22 +138,22 @@ def test_without_telling_folders_the_label_is_what_differs(tmp_path):
     for number, epsilon in enumerate((0.1, 0.3)):
         path = write_run(tmp_path / str(number), "dgkd", 0, accuracy=0.9, epsilon=epsilon)
         found.append(read(path.rename(tmp_path / str(number) / "seed0")))
-    assert [group.label for group in work_directories.group(found)[0]] == ["dgkd, epsilon 0.1", "dgkd, epsilon 0.3"]
+    assert [group.label for group in grouping.group(found)[0]] == ["dgkd, epsilon 0.1", "dgkd, epsilon 0.3"]
 
 
 def test_of_two_runs_with_one_seed_the_finished_one_counts(tmp_path):
     crashed = read(write_run(tmp_path / "a", "kd", 0, accuracy=0.5, finished=False))
     whole = read(write_run(tmp_path / "b", "kd", 0, accuracy=0.9))
     for order in ([crashed, whole], [whole, crashed]):
-        groups, notes = work_directories.group(order)
+        groups, notes = grouping.group(order)
         assert groups[0].runs == [whole]
         assert notes == [f"{crashed.path}: left out, {whole.path} has the same configuration and seed"]
 
 
 def test_keys_that_differ():
     first, second = {"a": 1, "b": [1], "c": 0}, {"a": 1, "b": [2], "d": 0}
-    assert work_directories.differing([first, second]) == ["b", "c", "d"]
-    assert work_directories.differing([first]) == []
+    assert grouping.differing([first, second]) == ["b", "c", "d"]
+    assert grouping.differing([first]) == []
 
 
 def test_the_newest_account_of_the_time_counts(tmp_path):
