@@ -3,11 +3,11 @@
     python -m dgkd_jax.main --config=configs/imagenet_strong.py:resnet50,resnet18
 
 From torchvision's recipe for ResNet-50 ("How to Train State-Of-The-Art Models Using TorchVision's Latest Primitives",
-V. Vryniotis, 2021; its command is quoted in pytorch/vision's issue 3995): batch 1024 (128 on each of eight cards), SGD with momentum 0.9, rate 0.5 with
-five epochs of linear warm-up and a cosine, weight decay 2e-5 but none on normalisation, label smoothing 0.1, mixup 0.2
-or CutMix 1.0 by a coin for each batch, TrivialAugment, random erasing 0.1, evaluation at 232 pixels cut to 224, and an
-average of the weights with decay 0.99998 every 32 steps. That implementation multiplies 1 - 0.99998 by batch·32/epochs,
-which is a decay of 1 - 2e-5·1024/300 per step here.
+V. Vryniotis, 2021; its command is quoted in pytorch/vision's issue 3995): batch 1024 (128 on each of eight cards), SGD
+with momentum 0.9, rate 0.5 with five epochs of linear warm-up and a cosine, weight decay 2e-5 but none on
+normalisation, label smoothing 0.1, mixup 0.2 or CutMix 1.0 by a coin for each batch, TrivialAugment, random erasing
+0.1, evaluation at 232 pixels cut to 224, and an average of the weights with decay 0.99998 every 32 steps. That
+implementation multiplies 1 - 0.99998 by batch·32/epochs, which is a decay of 1 - 2e-5·1024/300 per step here.
 
 Other than there: 300 epochs instead of 600; images of 224 pixels in training instead of 176 (one size for both here);
 no repeated augmentation; moves of pixels take the nearest one, where its script interpolates; the warm-up begins at 0
