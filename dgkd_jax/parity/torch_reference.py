@@ -159,24 +159,28 @@ def _kl_within(student, teacher, inside):
     return torch.where(inside, log_t.exp() * (log_t - log_s), 0.0).sum(1)
 
 
-def _kl_of_masses(student_mass, teacher_mass):
-    s, t = (torch.stack([mass, 1 - mass], 1) for mass in (student_mass, teacher_mass))
+def _kl_of_masses(student_masses, teacher_masses):
+    """KL of two numbers each, [batch] twice a side."""
+    s, t = (torch.stack(masses, 1) for masses in (student_masses, teacher_masses))
     return F.kl_div(s.log(), t, reduction="none").sum(1)
 
 
 def _rld(student, teacher, labels, *, alpha, beta, temperature, alpha_temperature):
     at = labels[:, None]
     p, q = (F.softmax(logits / alpha_temperature, 1) for logits in (student, teacher))
-    confidence = _kl_of_masses(p.gather(1, at)[:, 0], q.max(1).values)
+    of_target, highest = p.gather(1, at)[:, 0], q.max(1).values
+    confidence = _kl_of_masses((of_target, 1 - of_target), (highest, 1 - highest))
     below = _kl_within(student / temperature, teacher / temperature, teacher < teacher.gather(1, at))
     return (alpha * alpha_temperature**2 * confidence + beta * temperature**2 * below).mean()
 
 
 def _gdkd(student, teacher, labels, *, w0, w1, w2, temperature):
-    top = teacher.topk(min(5, teacher.shape[1] - 1), dim=1).indices
+    # Not topk, which takes any of equal logits, and bfloat16 has many: of these the lower class comes first.
+    top = teacher.argsort(dim=1, descending=True, stable=True)[:, : min(5, teacher.shape[1] - 1)]
     inside = torch.zeros_like(teacher, dtype=torch.bool).scatter(1, top, True)
     z, v = student / temperature, teacher / temperature
-    masses = _kl_of_masses(*((F.softmax(logits, 1) * inside).sum(1) for logits in (z, v)))
+    shares = F.softmax(z, 1), F.softmax(v, 1)
+    masses = _kl_of_masses(*([(share * which).sum(1) for which in (inside, ~inside)] for share in shares))
     each = w0 * masses + w1 * _kl_within(z, v, inside) + w2 * _kl_within(z, v, ~inside)
     return temperature**2 * each.mean()
 
