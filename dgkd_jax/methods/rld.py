@@ -15,8 +15,8 @@ class RLD:
     """ce_weight·CE + ramp·(α·τ²·KL of confidences + β·T²·KL below the target). Sun et al., ICCV 2025, arXiv:2408.07703.
 
     The teacher's confidence is its highest probability, the student's that of the target, both at τ; the second KL is
-    over the classes that the teacher ranks below the target. Labels must be class indices. The defaults are those of the
-    authors' code (zju-SWJ/RLD, mdistiller/engine/cfg.py), which sets nothing else for any pair of CIFAR-100.
+    over the classes that the teacher ranks below the target. Labels must be class indices. The defaults are those of
+    the authors' code (zju-SWJ/RLD, mdistiller/engine/cfg.py), which sets no others for any pair of CIFAR-100.
     """
 
     name: ClassVar[str] = "rld"
