@@ -36,9 +36,9 @@ QUICK_COMPILE := --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitter
 test: $(TEST_READY)
 	XLA_FLAGS="$(QUICK_COMPILE) $$XLA_FLAGS" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left
+## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left; try the wheel in an empty environment
 test-faults: $(TEST_READY)
-	$(BIN)/python -m pytest -m faults -n 2
+	$(BIN)/python -m pytest -m "faults or new_environment" -n 2
 
 # Where the package index has no CPU-only torch, this one brings CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_READY := $(VENV)/.ready-torch
@@ -66,11 +66,12 @@ bench: $(TORCH_READY)
 	set -e; $(foreach name,loss step data startup scaling resume resident,\
 	  $(BIN)/python -m benchmarks.$(name) $(BENCH_$(name)) --output=runs/bench/$(name).json;)
 
-## make lint    style and format (ruff), and that imports point one way (import-linter)
+## make lint    style and format (ruff), that imports point one way (import-linter), and the public types (mypy)
 lint: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 ## make format  let ruff mend what it can
 format: $(TEST_READY)
@@ -79,6 +80,6 @@ format: $(TEST_READY)
 
 ## make clean   remove the environment and caches; says what it leaves (runs, data sets, compiled programs)
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .hypothesis .ruff_cache .import_linter_cache .mypy_cache *.egg-info
 	@for folder in runs "$${TFDS_DATA_DIR:-$$HOME/tensorflow_datasets}" "$$HOME/.cache/dgkd_jax"; do \
 	  if [ -e "$$folder" ]; then echo "left: $$(du -sh "$$folder" | tr '\t' ' ')"; fi; done

@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 from dgkd_jax.runs import launch
 from dgkd_jax.training.cached_logits import store
-from dgkd_jax.training.cached_logits.make import Made, make
+from dgkd_jax.training.cached_logits.fill import Made
+from dgkd_jax.training.cached_logits.make import make
 
 _EPOCHS = flags.DEFINE_integer("epochs", None, "epochs to store; default config.epochs", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "folder of the cache; default runs/NAME/teacher-logits-seedSEED")

@@ -84,7 +84,7 @@ readonly INSTALL='set -e; mkdir -p dgkd_jax; tar -xzf dgkd_jax.tar.gz -C dgkd_ja
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 test -x .venv/bin/python || uv venv --quiet --python 3.12 .venv
-uv pip install --quiet --python .venv/bin/python --editable ".[tpu]"'
+uv pip install --quiet --python .venv/bin/python --editable ".[tpu,tfds]"'
 # The lock lives as long as the process that inherits it, so the number in run.pid is never that of a stranger.
 # shellcheck disable=SC2016
 readonly START='set -e; cd dgkd_jax; exec 9>>run.pid

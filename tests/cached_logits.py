@@ -41,7 +41,7 @@ def make(folder, config=None, **options):
 
 
 def taught_by(config) -> tuple:
-    return prepare(config, ("dkd",), stop=lambda: False)
+    return prepare(config, stop=lambda: False)
 
 
 def open_cache(folder, config=None):

@@ -49,7 +49,7 @@ def test_the_core_imports_without_tensorflow_and_torch():
 import sys
 for name in ("tensorflow", "tensorflow_datasets", "torch", "torchvision", "timm", "clu"):
     sys.modules[name] = None
-from dgkd_jax import losses, methods, models, torch_port
+from dgkd_jax import distill, losses, methods, models, torch_port
 from dgkd_jax.evaluate import evaluator, metrics
 from dgkd_jax.runs import checkpoint, config, sharding, student
 from dgkd_jax.training import build, loop, state, step

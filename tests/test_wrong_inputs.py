@@ -186,7 +186,8 @@ def test_a_folder_of_another_run_is_refused_before_the_teacher_is_trained(tmp_pa
     ("changes", "message"),
     [
         ({"teacher.seed": 1}, "(teacher.seed=0 there, 1 here)"),
-        ({"batch_size": 64}, "(batch_size=128 there, 64 here)"),
+        ({"teacher.batch_size": 64}, "(teacher.batch_size=128 there, 64 here)"),
+        ({"teacher.optimizer.momentum": 0.5}, "(teacher.optimizer.momentum=0.9 there, 0.5 here)"),
         ({"teacher.epochs": 3, "dkd.beta": 2.0}, "(teacher.epochs=20 there, 3 here)"),  # of no meaning to a teacher
     ],
 )
@@ -202,7 +203,7 @@ def test_a_teacher_that_was_trained_otherwise_is_refused_in_the_users_words_with
     error = refused([MNIST, MOCK, *(f"--config.{key}={value}" for key, value in changes.items())], capsys)
     assert f"teacher holds a teacher that was trained with other settings {message}" in error
     assert "--config.teacher.workdir=DIR" in error
-    assert "--config.teacher.weights=teacher.safetensors" in error
+    assert "take it as it is: --config.teacher.workdir=runs/mnist5k-mock/teacher" in error
 
 
 @pytest.mark.wrong_input

@@ -4,6 +4,7 @@ Means and standard deviations are per channel, over all pixels of the training s
 """
 
 import dataclasses
+from typing import Any
 
 from dgkd_jax.errors import BadInput, did_you_mean
 
@@ -98,6 +99,27 @@ TABLE: dict[str, DataSet] = {
 }
 
 NAMES: tuple[str, ...] = tuple(TABLE)
+
+
+def of_builder(builder: Any) -> DataSet:
+    """The entry of a user's own TFDS builder, from its features "image" and "label".
+
+    Raises:
+        BadInput: it has no such features.
+    """
+    features = builder.info.features
+    if features is None or not {"image", "label"} <= set(features):
+        found = ", ".join(features or ()) or "none"
+        raise BadInput(f"the TFDS builder {builder.name} must have the features image and label, and has {found}")
+    height, width, channels = features["image"].shape
+    return DataSet(
+        num_classes=features["label"].num_classes,
+        size=height if height == width else None,
+        channels=channels or 3,
+        mean=_IMAGENET_MEAN if channels != 1 else (0.5,),
+        std=_IMAGENET_STD if channels != 1 else (0.25,),
+        eval_split=None,
+    )
 
 
 def find(name: str) -> DataSet:

@@ -6,7 +6,8 @@ TensorFlow is imported when a source is opened, not when this module is imported
 import math
 from typing import Any
 
-from dgkd_jax.data import catalogue
+from dgkd_jax import own_code
+from dgkd_jax.data import catalogue, own_data
 from dgkd_jax.data.mock_source import MockSource
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput
@@ -24,10 +25,11 @@ def missing(data: Any) -> str | None:
         data: the config's section `data`.
 
     Returns:
-        Lines that name what is missing, where it was expected, and the command that provides it; or None.
         Lines that name what is missing, where it was looked for and the command that provides it; or None.
     """
-    if data.mock:
+    if data.mock or own_code.is_given(data.name):
+        return None
+    if own_code.is_import_path(data.name) and not own_data.is_builder(own_code.load(data.name, key="data.name").value):
         return None
     from dgkd_jax.data import prepare
 
@@ -49,7 +51,21 @@ def open_source(data: Any) -> Source:
     Raises:
         BadInput: a key has an unusable value, or the data set is missing.
     """
-    entry = catalogue.find(data.name)
+    if own_code.is_given(data.name):
+        raise BadInput(
+            f"config.data.name={data.name!r} are images from Python, which only Python can give: "
+            "dgkd_jax.distill(train=…, evaluate=…)"
+        )
+    if not own_code.is_import_path(data.name):
+        entry = catalogue.find(data.name)
+    elif own_data.is_builder(own_code.load(data.name, key="data.name").value):
+        from dgkd_jax.data import prepare
+
+        entry = catalogue.of_builder(prepare.find_builder(data))
+    elif data.mock:
+        raise BadInput(f"config.data.mock=True generates images like those of a known set, not of {data.name!r}")
+    else:
+        return own_data.open_imported(data)
     size = _check_view(data, entry)
     shared = {
         "name": data.name,

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
+from dgkd_jax import own_code
 from dgkd_jax.data import catalogue, quiet
 from dgkd_jax.data.builders import fashion_mnist, image_files, mnist5k
 from dgkd_jax.data.hosts import resolves
@@ -41,8 +42,10 @@ def find_builder(data: Any) -> tfds.core.DatasetBuilder:
     Raises:
         BadInput: no such data set; or it is a folder of images, which its files define, and they are missing.
     """
-    catalogue.find(data.name)
     data_dir = epath.Path(data.dir or tfds.core.constants.DATA_DIR).expanduser()
+    if own_code.is_import_path(data.name):
+        return own_code.load(data.name, key="data.name").called(key="data.name", data_dir=data_dir)
+    catalogue.find(data.name)
     match data.name:
         case "mnist5k":
             return mnist5k.Mnist5k(data_dir=data_dir)
@@ -57,7 +60,7 @@ def find_builder(data: Any) -> tfds.core.DatasetBuilder:
             if not data.manual_dir:
                 raise BadInput("config.data.name='image_folder' needs the folder: --config.data.manual_dir=FOLDER")
             folder = Path(data.manual_dir).expanduser()
-            listing = image_files.list_folder(folder)
+            listing = image_files.list_folder(folder, holdout=data.holdout)
             # One built copy per content: a folder that has changed is read again.
             data_dir = data_dir / "image_folder" / listing.fingerprint(folder)
             return image_files.ImageFolder(listing=listing, data_dir=data_dir)
@@ -86,6 +89,8 @@ def check_preparable(data: Any, builder: tfds.core.DatasetBuilder) -> None:
             pass  # `find_builder` has already listed its files
         case "imagenet2012":
             _check_imagenet(builder, _manual_dir(data, builder))
+        case own if own_code.is_import_path(own):
+            pass  # a builder of the user's own says itself what it lacks
         case _:
             _check_download(data, builder)
 
@@ -206,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="", help="TFDS's folder; default $TFDS_DATA_DIR or ~/tensorflow_datasets")
     parser.add_argument("--manual_dir", default="", help="folder with files that cannot be downloaded")
     parser.add_argument("--max_bad_images", type=int, default=0, help="damaged training images that are tolerated; 0")
+    parser.add_argument("--holdout", type=float, default=0.1, help="share of a folder of classes for validation; 0.1")
     parser.add_argument("--statistics", action="store_true", help="mean and deviation of the training pixels")
 
     def work() -> None:
@@ -221,6 +227,7 @@ def _build(options: argparse.Namespace) -> None:
         dir=options.data_dir,
         manual_dir=options.manual_dir,
         max_bad_images=options.max_bad_images,
+        holdout=options.holdout,
         download=True,
     )
     builder = prepare(data, find_builder(data))

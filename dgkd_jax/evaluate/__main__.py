@@ -32,7 +32,6 @@ from dgkd_jax.evaluate.sets import evaluation_sets
 from dgkd_jax.evaluate.table import table
 from dgkd_jax.evaluate.taught_by import find_teacher
 from dgkd_jax.models import network
-from dgkd_jax.models.network import Network
 from dgkd_jax.runs import launch, sharding, student
 
 
@@ -79,16 +78,16 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     if config.matmul_precision != "default":
         precise = jax.default_matmul_precision(config.matmul_precision)
     with jax.enable_x64(run.enable_x64), precise:
-        sets = evaluation_sets(arguments.data, run=run, data=config.data, seed=arguments.seed)
-        mesh = sharding.make_mesh()
-        model = network.create(
-            config.student.model,
-            config.student.dtype,
-            data=run.name,
-            num_classes=run.num_classes,
-            image_shape=run.image_shape,
+        sets = evaluation_sets(
+            arguments.data, run=run, data=config.data, workdir=arguments.workdir, seed=arguments.seed
         )
-        evaluated = Network(model.apply, sharding.place(trained.variables, mesh), run.mean, run.std)
+        mesh = sharding.make_mesh()
+        evaluated = network.of(
+            trained.architecture(config.student.dtype),
+            sharding.place(trained.variables, mesh),
+            mean=run.mean,
+            std=run.std,
+        )
         teacher = find_teacher(trained, arguments.workdir, arguments.teacher, run=run, mesh=mesh)
         evaluator = Evaluator(mesh, batch_size=config.eval_batch_size)
         summaries = []

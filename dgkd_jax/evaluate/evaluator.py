@@ -1,5 +1,6 @@
 """Exact evaluation: counts every example of a set once, on any number of devices and hosts."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from dgkd_jax.data import order
 from dgkd_jax.data.source import Source
 from dgkd_jax.evaluate import calibration, collapse, metrics
 from dgkd_jax.evaluate.step import Sums, full_step, plain_step
+from dgkd_jax.models.host_network import HostNetwork
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import sharding
 
@@ -78,6 +80,8 @@ def clean(source: Source) -> EvaluationSet:
 class Evaluator:
     """Evaluates networks; compiles once per kind of network and of evaluation.
 
+    Without features of the student (`Network.gives_features`) there is no neural collapse, and the logits are embedded.
+
     Args:
         mesh: all devices.
         batch_size: the largest global batch; it changes no result.
@@ -102,7 +106,7 @@ class Evaluator:
         student: Network,
         chosen: EvaluationSet,
         *,
-        teacher: Network | None = None,
+        teacher: Network | HostNetwork | None = None,
         diagnose: bool = False,
         by_example: bool = False,
         stop: Callable[[], bool] = lambda: False,
@@ -153,20 +157,40 @@ class Evaluator:
             found = {name: found[name] for name in ("accuracy", "ce")}
         return Evaluation(found, examples.rows() if by_example else None)
 
-    def _asked(self, teacher: Network | None, chosen: EvaluationSet) -> "_Asked | None":
+    def _asked(self, teacher: Network | HostNetwork | None, chosen: EvaluationSet) -> "_Asked | None":
         """Gives the teacher's logits batch by batch, remembered or new; None: the teacher is run with the student."""
-        if not self._remembers_teacher or teacher is None or teacher.fingerprint is None:
+        if isinstance(teacher, HostNetwork):
+            ask = self._from_host(teacher)
+        elif not self._remembers_teacher or teacher is None or teacher.fingerprint is None:
             return None
-        remembered = self._remembered.get((chosen.name, teacher.fingerprint))
-        return _Asked(lambda batch: self._ask(teacher, batch), remembered)
+        else:
+            ask = functools.partial(self._ask, teacher)
+        return _Asked(ask, self._remembered.get((chosen.name, teacher.fingerprint)))
 
-    def count(self, network: Network, chosen: EvaluationSet, *, batches: int) -> tuple[int, int]:
+    def _from_host(self, teacher: HostNetwork) -> Callable[[dict[str, jax.Array]], jax.Array]:
+        """Runs the teacher on the host; its logits are on the mesh."""
+        return lambda batch: sharding.to_global({"logits": teacher.on_host(np.asarray(batch["image"]))}, self._mesh)[
+            "logits"
+        ]
+
+    def count(self, network: Network | HostNetwork, chosen: EvaluationSet, *, batches: int) -> tuple[int, int]:
         """(correct answers, examples) in the first `batches` batches of a set, at least one."""
         sums = None
         for (batch, _), _ in zip(self._batches(chosen), range(batches), strict=False):
-            sums = self._sum(sums, self._plain(network, batch))
+            if isinstance(network, HostNetwork):
+                batch = batch | {"teacher_logits": self._from_host(network)(batch)}
+                sums = self._sum(sums, self._plain(_Known(), batch))
+            else:
+                sums = self._sum(sums, self._plain(network, batch))
         correct, counted = sums.means["accuracy"]
         return int(correct), int(counted)
+
+    def first_logits(self, network: Network | HostNetwork, chosen: EvaluationSet) -> np.ndarray:
+        """Logits `[examples, classes]` of the first batch of a set."""
+        batch, _ = next(self._batches(chosen))
+        ask = self._from_host(network) if isinstance(network, HostNetwork) else functools.partial(self._ask, network)
+        logits, mask = jax.device_get((self._gather(ask(batch)), self._gather(batch["mask"])))
+        return logits[mask]
 
     def _batches(self, chosen: EvaluationSet) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
         """Global batches, corrupted, with the places of their rows in the set."""
@@ -189,7 +213,8 @@ class Evaluator:
         values: dict[str, float | list[float]] = {}
         bins, classes, features = jax.device_get((sums.bins, sums.classes, sums.features))
         values["ece"] = calibration.expected_error(bins)
-        values |= self._collapse(student, features, kept)
+        if student.gives_features:
+            values |= self._collapse(student, features, kept)
         if len(classes.count) <= MOST_CLASSES_LISTED:
             values["class_accuracy"] = calibration.class_accuracy(classes).tolist()
         return values

@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from dgkd_jax import own_code
+from dgkd_jax.data import item_source
 from dgkd_jax.data.open import open_source
+from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput, did_you_mean
 from dgkd_jax.evaluate import corruptions
 from dgkd_jax.evaluate.evaluator import EvaluationSet
@@ -16,13 +20,14 @@ _NUMBERED = re.compile(r"(?P<kind>[a-z_]+)-(?P<number>\d+)(?P<wrapped>-wrapped)?
 _EXAMPLES = ("noised-8", "noised-8-wrapped", "scrambled-4", "image_folder:PATH", "tfds:NAME")
 
 
-def evaluation_sets(names: str, *, run: Any, data: Any, seed: int = 0) -> list[EvaluationSet]:
+def evaluation_sets(names: str, *, run: Any, data: Any, workdir: epath.Path, seed: int = 0) -> list[EvaluationSet]:
     """Open the sets of a comma-separated list; a name for several sets, such as `corruptions`, is expanded.
 
     Args:
         names: as described in `evaluate/__main__.py`.
         run: what the networks see: num_classes, image_shape, mean, std (the work directory's student.json).
         data: the section `data` of the run's config.
+        workdir: of the run; it holds the evaluation split of images that came from Python.
         seed: for noise and scrambling.
 
     Raises:
@@ -30,7 +35,7 @@ def evaluation_sets(names: str, *, run: Any, data: Any, seed: int = 0) -> list[E
     """
     expanded = [single for name in names.split(",") for single in _expand(name.strip())]
     changes = {name: _change(name, run.image_shape, seed) for name in expanded if not _is_foreign(name)}
-    source = open_source(data) if changes else None
+    source = _opened(data, workdir) if changes else None
     opened = []
     for name in dict.fromkeys(expanded):
         if name in changes:
@@ -47,6 +52,21 @@ def evaluation_sets(names: str, *, run: Any, data: Any, seed: int = 0) -> list[E
             foreign = foreign_sets.open_folder(where, run=run, data=data)
         opened.append(EvaluationSet(name, foreign.source.num_eval, foreign.batches, classes=foreign.restricted_to))
     return opened
+
+
+def _opened(data: Any, workdir: epath.Path) -> Source:
+    path = workdir / item_source.KEPT_FILE
+    if not own_code.is_given(data.name):
+        return open_source(data)
+    if not path.exists():
+        raise BadInput(
+            f"the images of {workdir} came from Python and were too many to be kept there: evaluate another set, "
+            "--data=image_folder:PATH, or in Python with the network that distill returned"
+        )
+    try:
+        return item_source.open_kept(path.read_bytes(), data)
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({error})") from error
 
 
 def _is_foreign(name: str) -> bool:

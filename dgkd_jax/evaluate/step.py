@@ -50,7 +50,7 @@ def full_step(
     """`plain_step`, and calibration, neural collapse, the distance to a teacher, and a row per example.
 
     Args:
-        student: its `apply` must give features too.
+        student: where its `apply` gives no features, its logits stand for them.
         teacher: a `Network`, or whatever else gives `logits(batch)`; None: no comparison.
         batch: as for `plain_step`.
         classes: the network's classes to choose among, ascending; None: all. All measurements use only these logits.
@@ -60,7 +60,10 @@ def full_step(
         (the network's class number), NAME_confidence (probability of the top class) and NAME_nll; and with a teacher
         logit_distance, ‖z − v‖.
     """
-    logits, features = student(batch["image"], features=True)
+    if student.gives_features:
+        logits, features = student(batch["image"], features=True)
+    else:
+        logits = features = student(batch["image"])
     logits_of = {"student": logits} | ({} if teacher is None else {"teacher": teacher.logits(batch)})
     label, mask = batch["label"], batch["mask"]
     if classes is not None:

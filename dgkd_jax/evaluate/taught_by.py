@@ -10,8 +10,12 @@ from dgkd_jax import models, torch_port
 from dgkd_jax.errors import BadInput
 from dgkd_jax.methods import needs_teacher
 from dgkd_jax.models import network
+from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import checkpoint, sharding, student
+
+# In result.json, where the teacher was an object from Python and not a file.
+GIVEN = "given in Python"
 
 
 def find_teacher(
@@ -27,31 +31,31 @@ def find_teacher(
         mesh: for the teacher's variables.
 
     Returns:
-        None if the run had none, or `given` is "none".
+        None if the run had none, it was an object from Python, or `given` is "none".
 
     Raises:
         BadInput: it is not there, or its weights are not those that taught the student.
     """
     config = taught.config
     where = given or _recorded_teacher(workdir, config)
-    if where in (None, "none"):
+    if where in (None, "none", GIVEN):
         return None
-    model = network.create(
-        config.teacher.model,
-        config.teacher.dtype,
-        data=run.name,
-        num_classes=run.num_classes,
-        image_shape=run.image_shape,
-    )
     path = epath.Path(where)
     if not path.exists() and given is None:
         path = workdir.resolve().parent / path.name  # the folder of the runs was moved
-    if where == "random":
-        variables = models.initialise(model, run.image_shape, config.teacher.seed)
-    elif (path / "config.json").exists():
-        variables = student.read(path).variables
+    mean, std = tuple(config.teacher.mean) or run.mean, tuple(config.teacher.std) or run.std
+    if (path / "config.json").exists():
+        read = student.read(path)
+        architecture, variables = read.architecture(config.teacher.dtype), read.variables
+        if not config.teacher.mean:
+            mean, std = tuple(read.about["mean"]), tuple(read.about["std"])
+    elif where == "random":
+        architecture = _architecture(config, run)
+        variables = architecture.initialise(run.image_shape, config.teacher.seed)
     elif path.is_file() or where.startswith("hf:"):
+        architecture = _architecture(config, run)
         state_dict = torch_port.load(str(path) if path.is_file() else where)
+        model = models.create(config.teacher.model, num_classes=run.num_classes)
         variables = torch_port.from_torch(state_dict, model, config.teacher.model, image_shape=run.image_shape)
     else:
         raise BadInput(
@@ -65,8 +69,18 @@ def find_teacher(
             f"the teacher at {path if path.exists() else where} is not the one that taught this student (weights "
             f"{taught.taught_by}, found {found}): say where that is with --teacher=WHERE, or --teacher=none"
         )
-    mean, std = tuple(config.teacher.mean) or run.mean, tuple(config.teacher.std) or run.std
-    return Network(model.apply, variables, mean, std, found)
+    return network.of(architecture, variables, mean=mean, std=std, fingerprint=found)
+
+
+def _architecture(config: Any, run: Any) -> Architecture:
+    return network.create(
+        config.teacher.model,
+        config.teacher.dtype,
+        role="teacher",
+        data=run.name,
+        num_classes=run.num_classes,
+        image_shape=run.image_shape,
+    )
 
 
 def _recorded_teacher(workdir: epath.Path, config: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 To add a method, write one file with a frozen dataclass that follows `Method`, and add a row to `METHODS`. Its fields
 made with `key` are its config section; the command line, the checks, `--help`, reports and studies read them there.
+A user's own needs no row: `--config.method="my_package.my_module:MyMethod(weight=2.0)"`.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 import jax
 
+from dgkd_jax import own_code
+from dgkd_jax.errors import BadInput
 from dgkd_jax.methods.ce import CE
 from dgkd_jax.methods.dgkd import DGKD
 from dgkd_jax.methods.dist import DIST
@@ -18,6 +21,7 @@ from dgkd_jax.methods.kd import KD
 from dgkd_jax.methods.key import Key, keys_of
 from dgkd_jax.methods.logit_mse import LogitMSE
 from dgkd_jax.methods.nkd import NKD
+from dgkd_jax.methods.objective import Objective
 from dgkd_jax.methods.progress import Progress
 from dgkd_jax.methods.rld import RLD
 from dgkd_jax.methods.wttm import WTTM
@@ -77,8 +81,19 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+# Name of each term of each method -> label of an axis that shows it.
+TERM_UNITS: dict[str, str] = {
+    term: unit for method in (*METHODS.values(), Objective) for term, unit in method.term_units.items()
+}
+
+
+def names_of(config: Any) -> tuple[str, ...]:
+    """The methods that `config.method` names: one, or all."""
+    return tuple(METHODS) if config.method == "all" else (config.method,)
+
+
 def needs_teacher(name: str) -> bool:
-    """Whether this method has a teacher; true for `all`, and for a name that this version does not know."""
+    """Whether this method has a teacher; true for `all`, an import path, and a name that this version does not know."""
     return name not in METHODS or METHODS[name].needs_teacher
 
 
@@ -97,9 +112,44 @@ def from_config(config: Any) -> Method:
     """The method that `config.method` names, with the values of its sections.
 
     Args:
-        config: validated.
+        config: validated; its method is a name of `METHODS` or an import path.
+
+    Raises:
+        BadInput: an import path leads to no method.
     """
-    return _build(METHODS[config.method], config)
+    return _build(METHODS[config.method], config) if config.method in METHODS else own(config.method)
+
+
+def own(text: str) -> Method:
+    """A user's own method by its import path.
+
+    Raises:
+        BadInput: there is none.
+    """
+    found = own_code.load(text, key="method")
+    if isinstance(found.value, type):
+        method = found.called(key="method")
+    elif found.arguments is None:
+        method = found.value
+    else:
+        raise BadInput(f"config.method={text!r}: only a class takes arguments")
+    return checked(method, called=f"config.method={text!r}")
+
+
+def checked(method: Any, *, called: str) -> Method:
+    """A user's own method, found to have the shape of `Method`.
+
+    Raises:
+        BadInput: it has not, or cannot be hashed; the message begins with `called`.
+    """
+    absent = [name for name in (*Method.__annotations__, "terms", "loss") if not hasattr(method, name)]
+    if absent:
+        raise BadInput(f"{called} is no method, it lacks {', '.join(absent)}; dgkd_jax/methods/kd.py is an example")
+    try:
+        hash(method)
+    except TypeError as error:
+        raise BadInput(f"{called} cannot be hashed ({error}); make it a dataclass with frozen=True") from error
+    return method
 
 
 def _build(method: type[Method], config: Any) -> Method:

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dgkd_jax.methods import METHODS, needs_teacher
+from dgkd_jax.methods import TERM_UNITS, needs_teacher
 from dgkd_jax.report import figures, grouping, page, per_example, robustness, significance, tables, work_directories
 from dgkd_jax.report.figures import Curve
 
@@ -21,10 +21,7 @@ _ACCURACY = (
     Curve("loss", "train", "Training loss", "loss"),
     Curve("grad_norm", "train", "Gradient of the loss by the parameters", "norm"),
 )
-_PARTS = tuple(
-    Curve(term, "train", f"{term} on training batches", unit)
-    for term, unit in {term: unit for method in METHODS.values() for term, unit in method.term_units.items()}.items()
-)
+_PARTS = tuple(Curve(term, "train", f"{term} on training batches", unit) for term, unit in TERM_UNITS.items())
 _GRADIENTS = (
     Curve("grad_similarity", "train", "Similarity of the two gradients", "mean cos(∇TCKD, ∇NCKD)"),
     Curve("covariance", "train", "Covariance of the two gradients", "covariance, normalised"),

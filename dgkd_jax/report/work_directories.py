@@ -16,12 +16,12 @@ from etils import epath
 
 from dgkd_jax.evaluate import collapse
 from dgkd_jax.losses import comparison
-from dgkd_jax.methods import METHODS
+from dgkd_jax.methods import TERM_UNITS
 from dgkd_jax.runs.config import flatten
 
 # The metrics that the page shows, besides accuracy by class.
 METRICS = frozenset({"loss", "accuracy", "grad_norm", "ce", "ece", "kl"}).union(
-    collapse.NAMES, comparison.TERMS, comparison.DIAGNOSTICS, *(method.term_units for method in METHODS.values())
+    collapse.NAMES, comparison.TERMS, comparison.DIAGNOSTICS, TERM_UNITS
 )
 MOST_LINES = 3000  # of a kind that are kept of a run; a figure draws fewer points
 _LONGEST_LINE = 4 << 20  # bytes

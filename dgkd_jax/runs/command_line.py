@@ -1,14 +1,17 @@
 """Parses the command line of a config; each mistake gives one line, instead of absl's and ml_collections' many."""
 
 import ast
+import contextlib
 import glob
 import importlib.util
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -64,6 +67,22 @@ def parse(argv: list[str], usage: str) -> list[str]:
     return overrides
 
 
+def config_of_file(argv: list[str]) -> ConfigDict:
+    """The configuration of the file that `argv` names, without `argv`'s changes. `parse` has found it to be one."""
+    given = [match["file"] for argument in argv[1:] if (match := _FILE.fullmatch(argument))][-1]
+    path, _, argument = given.partition(":")
+    with contextlib.redirect_stderr(io.StringIO()):  # what it says, it has said
+        get_config = _module(path).get_config
+        return get_config(argument) if argument else get_config()
+
+
+def _module(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location("configuration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def check_read(overrides: Iterable[str], config: ConfigDict) -> None:
     """Refuse keys on the command line that the method or the optimizer does not read: they would have no effect.
 
@@ -81,9 +100,9 @@ def check_read(overrides: Iterable[str], config: ConfigDict) -> None:
                 f"config.{key} would change nothing: config.optimizer.name={optimizer} does not read it, "
                 f"{' and '.join(READ_BY_OPTIMIZERS[key])} would"
             )
-    if method not in METHODS:
+    if method == "all":
         return
-    read = sections_of(METHODS[method])
+    read = sections_of(METHODS[method]) if method in METHODS else ()
     for key in overrides:
         section, _, name = key.partition(".")
         if section not in METHODS or section in read:
@@ -187,10 +206,7 @@ def _method(argv: list[str], file: str) -> str | None:
     if given:
         return given[-1]
     try:  # only for a message: errors in the file are reported when it is used
-        spec = importlib.util.spec_from_file_location("configuration", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.get_config().method
+        return _module(file).get_config().method
     except Exception:
         return None
 

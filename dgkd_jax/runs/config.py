@@ -1,14 +1,15 @@
 """Validates a config, and says which of its keys make two runs the same run."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dgkd_jax import methods
+from dgkd_jax import methods, own_code
 from dgkd_jax.errors import BadInput, did_you_mean
 from dgkd_jax.methods import METHODS, needs_teacher, sections_of
-from dgkd_jax.runs.default import KEYS, NAMED_GRADIENTS, READ_BY_OPTIMIZERS
+from dgkd_jax.runs.default import KEYS, NAMED_GRADIENTS, READ_BY_OPTIMIZERS, TEACHERS_OWN
 
 # The sections that only some methods read. DGKD also reads DKD's.
 _METHOD_SECTIONS = {section for method in METHODS.values() for section in sections_of(method)}
@@ -40,10 +41,12 @@ def validate(config: ConfigDict) -> None:
         if key not in flat:
             raise BadInput(f"config.{key} is missing: start your file from dgkd_jax.runs.default.get_config()")
         value = flat[key]
-        if key == "teacher.model" and value == "" and not needs_teacher(config.method):
+        if key == "teacher.model" and value == "" and not _needs_teacher(config.method):
             continue
         if not rule.accepts(value):
             raise BadInput(f"config.{key}={value!r} is not allowed: {rule.allowed}{did_you_mean(value, rule.choices)}")
+    if own_code.is_import_path(config.method):
+        methods.own(config.method)
     for section in ("data", "teacher"):
         if len(config[section].mean) != len(config[section].std):
             raise BadInput(f"config.{section}.mean and config.{section}.std must have the same length")
@@ -59,11 +62,26 @@ def validate(config: ConfigDict) -> None:
         _check_named_gradients(config)
 
 
+def _needs_teacher(method: str) -> bool:
+    if own_code.is_import_path(method):
+        return methods.own(method).needs_teacher
+    return needs_teacher(method)
+
+
+def _methods_of(config: ConfigDict) -> dict[str, methods.Method]:
+    """By name; without an object from Python, which its owner checks."""
+    return {
+        name: methods.from_config(with_method(config, name))
+        for name in methods.names_of(config)
+        if not own_code.is_given(name)
+    }
+
+
 def _check_mixing(config: ConfigDict) -> None:
     if config.batch_size == 1:
         raise BadInput("config.batch_size=1 leaves config.data.mixup and cutmix no second image to mix with")
-    for name in METHODS if config.method == "all" else (config.method,):
-        if methods.from_config(with_method(config, name)).needs_class_indices:
+    for name, method in _methods_of(config).items():
+        if method.needs_class_indices:
             raise BadInput(
                 f"config.data.mixup and cutmix give every image two labels, and method {name} needs one"
                 + (": only config.dgkd.distance=mse with config.dgkd.wrt=logits takes two" if name == "dgkd" else "")
@@ -74,14 +92,14 @@ def _check_named_gradients(config: ConfigDict) -> None:
     """Refuse an optimizer of named gradients where the method's terms are not those, or a key is not for it."""
     optimizer, chosen = config.optimizer, f"config.optimizer.name={config.optimizer.name}"
     needed = set(NAMED_GRADIENTS[optimizer.name]) - {"task", "kd"}  # "kd" is of all terms
-    for method in METHODS if config.method == "all" else (config.method,):
-        terms = METHODS[method].term_units
+    for name, method in _methods_of(config).items():
+        terms = method.term_units
         if not terms:
-            raise BadInput(f"{chosen} needs a distillation loss, and method {method} has none; take sgd")
+            raise BadInput(f"{chosen} needs a distillation loss, and method {name} has none; take sgd")
         if needed and set(terms) != needed:
             raise BadInput(
                 f"{chosen} needs a method whose terms are {' and '.join(sorted(needed))}, such as dkd; "
-                f"method {method} has {', '.join(terms)}"
+                f"method {name} has {', '.join(terms)}"
             )
     if optimizer.nesterov or optimizer.clip_norm:
         raise BadInput(f"{chosen} goes with config.optimizer.nesterov=False and config.optimizer.clip_norm=0 only")
@@ -101,6 +119,8 @@ def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
     """
     method = METHODS.get(flat.get("method"))
     unread = _METHOD_SECTIONS - set(sections_of(method)) if method else set()
+    if own_code.is_own(flat.get("method")):
+        unread = _METHOD_SECTIONS
     if not needs_teacher(flat.get("method")):
         unread = unread | {"teacher"}
     return {
@@ -111,7 +131,7 @@ def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
 
 
 _ADDED_KEYS = (
-    *(f"data.{name}" for name in ("trivial_augment", "random_erasing", "mixup", "cutmix")),
+    *(f"data.{name}" for name in ("trivial_augment", "random_erasing", "mixup", "cutmix", "num_classes", "holdout")),
     *(f"{method}.standardize" for method in ("kd", "dkd")),
 )
 
@@ -175,8 +195,7 @@ def check_same_teacher(recorded: dict[str, Any], config: ConfigDict, *, workdir:
     if changes := _changes(recorded, of_teacher(config), spelled=_TEACHERS_KEYS):
         raise BadInput(
             f"{workdir} holds a teacher that was trained with other settings ({changes}). Train another beside it: "
-            "--config.teacher.workdir=DIR. Or keep it: python -m dgkd_jax.torch_port export "
-            f"--workdir={workdir} --output=teacher.safetensors, then --config.teacher.weights=teacher.safetensors"
+            f"--config.teacher.workdir=DIR. Or, if it is finished, take it as it is: --config.teacher.workdir={workdir}"
         )
 
 
@@ -200,6 +219,7 @@ def with_method(config: ConfigDict, method: str) -> ConfigDict:
 
 # Key of the teacher's own training -> key of the student's config that sets it.
 _TEACHERS_KEYS = {
+    **{name: f"teacher.{name}" for name in TEACHERS_OWN},
     "seed": "teacher.seed",
     "epochs": "teacher.epochs",
     "optimizer.learning_rate": "teacher.learning_rate",
@@ -208,18 +228,34 @@ _TEACHERS_KEYS = {
 }
 
 
+def fill_in_teacher(config: ConfigDict, of_file: ConfigDict) -> None:
+    """Give the teacher's keys that are None the values of the configuration file, before the command line's changes."""
+    there = flatten(of_file)
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {f"teacher.{key}": there[key] for key in TEACHERS_OWN if flatten(config)[f"teacher.{key}"] is None}
+        )
+
+
+def in_teachers_keys(message: str) -> str:
+    """A message about the teacher's own training in the keys of the student's config that set it."""
+    named = "|".join(map(re.escape, sorted(_TEACHERS_KEYS, key=len, reverse=True)))
+    return re.sub(rf"\bconfig\.({named})\b(?!\.)", lambda match: f"config.{_TEACHERS_KEYS[match[1]]}", message)
+
+
 def of_teacher(config: ConfigDict) -> ConfigDict:
-    """The config of the teacher's own training: cross-entropy with this run's data and optimizer.
+    """The config of the teacher's own training: cross-entropy with this run's data, and what `teacher` has otherwise.
 
     With an optimizer of named gradients the teacher, which has but one, is trained by `sgd`.
     """
     teacher = config.copy_and_resolve_references()
     with teacher.unlocked():
         teacher.method = "ce"
+        given = flatten(config)
+        own = {key: given.get(setting) for key, setting in _TEACHERS_KEYS.items()}
+        teacher.update_from_flattened_dict({key: value for key, value in own.items() if value is not None})
         if teacher.optimizer.name in NAMED_GRADIENTS:
             teacher.optimizer.name = "sgd"
-        given = flatten(config)
-        teacher.update_from_flattened_dict({key: given[setting] for key, setting in _TEACHERS_KEYS.items()})
         teacher.data.mean = config.teacher.mean or config.data.mean
         teacher.data.std = config.teacher.std or config.data.std
     return teacher

@@ -5,8 +5,9 @@ out of range is an error. Override any key on the command line: `--config.optimi
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
-from dgkd_jax import models
+from dgkd_jax import models, own_code
 from dgkd_jax.data import catalogue
 from dgkd_jax.data.open import AUGMENTATIONS, INTERPOLATIONS
 from dgkd_jax.methods import METHODS, section_keys
@@ -26,7 +27,13 @@ from dgkd_jax.methods.key import (
 )
 
 _NAME = Rule(lambda value: isinstance(value, str) and value and "/" not in value, "a name without '/'")
-_MODEL = one_of(*models.NAMES)
+
+
+def _or_own(names: tuple[str, ...], allowed: str) -> Rule:
+    return Rule(lambda value: value in names or own_code.is_own(value), f"{allowed}, or {own_code.ALLOWED}", names)
+
+
+_MODEL = _or_own(models.NAMES, "a name of dgkd_jax.models.NAMES")
 _DTYPE = one_of("auto", "float32", "bfloat16", "float64")
 _SIDE = Rule(
     lambda value: isinstance(value, int) and (value == 0 or value >= 8), "0 or a whole number of pixels from 8 up"
@@ -58,12 +65,16 @@ _RUN_KEYS = {
         _NAME,
         decides="nothing",
     ),
-    "method": Key("dgkd", f"{' | '.join(METHODS)}, or all: each in turn, then one table", one_of(*METHODS, "all")),
+    "method": Key(
+        "dgkd",
+        f"{' | '.join(METHODS)}, or all: each in turn, then one table; or an own one",
+        _or_own((*METHODS, "all"), f"one of {', '.join(map(repr, (*METHODS, 'all')))}"),
+    ),
     "seed": Key(0, "student's initial weights, order of the data and augmentation", whole_number(0, 2**31 - 1)),
     # the student, the teacher and the data
-    "student.model": Key("", "a name of dgkd_jax.models.NAMES", _MODEL),
+    "student.model": Key("", "a name of dgkd_jax.models.NAMES, or an own network", _MODEL),
     "student.dtype": Key("auto", "compute dtype: float32 | bfloat16 | float64; auto = bfloat16 on TPU and GPU", _DTYPE),
-    "teacher.model": Key("", "a name of dgkd_jax.models.NAMES", _MODEL),
+    "teacher.model": Key("", "as student.model", _MODEL),
     "teacher.dtype": Key("auto", "as student.dtype", _DTYPE),
     "teacher.weights": Key(
         "",
@@ -84,9 +95,7 @@ _RUN_KEYS = {
     "teacher.std": Key(
         (), "standard deviation of those pixels; () = data.std; example: configs/photographs.py", _DEVIATIONS
     ),
-    "teacher.epochs": Key(
-        240, "length of the teacher's own training (cross-entropy, this file's optimizer)", COUNT, decides="teacher"
-    ),
+    "teacher.epochs": Key(240, "length of the teacher's own training, by cross-entropy", COUNT, decides="teacher"),
     "teacher.learning_rate": Key(0.05, "peak rate of the teacher's own training", POSITIVE, decides="teacher"),
     "teacher.seed": Key(
         0,
@@ -94,7 +103,17 @@ _RUN_KEYS = {
         whole_number(0, 2**31 - 1),
         decides="teacher",
     ),
-    "data.name": Key("", "a name of dgkd_jax/data/catalogue.py", one_of(*catalogue.NAMES)),
+    "data.name": Key(
+        "",
+        "a name of dgkd_jax/data/catalogue.py, or own data: a function returning (train, evaluate), or a TFDS builder",
+        _or_own(catalogue.NAMES, f"one of {', '.join(map(repr, catalogue.NAMES))}"),
+    ),
+    "data.num_classes": Key(0, "own data: number of classes; 0 = as the data set or its labels say", COUNT_OR_NONE),
+    "data.holdout": Key(
+        0.1,
+        "share of the training images kept for evaluation where own data or an image folder has no split for it",
+        number(0, 1, open_low=True, open_high=True),
+    ),
     "data.dir": Key("", "TFDS data directory; '' = $TFDS_DATA_DIR or ~/tensorflow_datasets", TEXT, decides="nothing"),
     "data.manual_dir": Key(
         "", "files that cannot be downloaded: ImageNet's tars, an image folder, IDX files", TEXT, decides="nothing"
@@ -264,7 +283,29 @@ _MACHINE_KEYS = {
     ),
 }
 
-KEYS: dict[str, Key] = _RUN_KEYS | section_keys() | _MACHINE_KEYS
+# What the teacher's own training can have otherwise than the student's: each is also a key of the section teacher.
+TEACHERS_OWN = (
+    "batch_size",
+    "batch_norm_groups",
+    "label_smoothing",
+    *(f"data.{name}" for name in ("augment", "trivial_augment", "random_erasing", "mixup", "cutmix")),
+    *(name for name in _RUN_KEYS if name.startswith(("optimizer.", "schedule.")) and name != "optimizer.learning_rate"),
+)
+
+
+def _of_teacher(name: str) -> Key:
+    key = _RUN_KEYS[name]
+    return Key(
+        None,
+        f"{name} of the teacher's own training; None = as the configuration file has {name}",
+        Rule(lambda value: value is None or key.rule.accepts(value), f"None, or {key.rule.allowed}", key.rule.choices),
+        decides="teacher",
+    )
+
+
+_TEACHER_KEYS = {f"teacher.{name}": _of_teacher(name) for name in TEACHERS_OWN}
+
+KEYS: dict[str, Key] = _RUN_KEYS | _TEACHER_KEYS | section_keys() | _MACHINE_KEYS
 
 
 def get_config() -> ConfigDict:
@@ -277,5 +318,10 @@ def get_config() -> ConfigDict:
             if section not in place:
                 place[section] = ConfigDict()
             place = place[section]
-        place[last] = key.default
+        place[last] = key.default if key.default is not None else placeholder(_type(name))
     return config
+
+
+def _type(name: str) -> type:
+    """Of a key of the teacher that is None unless it is given."""
+    return type(_RUN_KEYS[name.removeprefix("teacher.")].default)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dgkd_jax import errors
 from dgkd_jax.data import quiet
-from dgkd_jax.runs import command_line, config
+from dgkd_jax.runs import command_line, config, default
 from dgkd_jax.runs.interruption import Interruption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file; keys: --help", lock_config=True)
@@ -27,6 +27,8 @@ def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable
     try:
         overrides = command_line.parse(argv, usage=usage)
         _check_returned(_CONFIG.value)
+        if any(key in default.TEACHERS_OWN for key in overrides):
+            config.fill_in_teacher(_CONFIG.value, command_line.config_of_file(argv))
         config.validate(_CONFIG.value)
         command_line.check_read(overrides, _CONFIG.value)
         set_up(_CONFIG.value)

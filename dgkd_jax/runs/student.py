@@ -9,9 +9,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dgkd_jax import models
+from dgkd_jax import models, own_code
 from dgkd_jax.data import quiet
 from dgkd_jax.errors import BadInput
+from dgkd_jax.models import network, stored_program
+from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.runs.checkpoint import Checkpoints
 from dgkd_jax.runs.record import Record
 
@@ -26,6 +28,7 @@ class Student(NamedTuple):
         step: of the checkpoint.
         accuracy: at this step, in [0, 1]; None where it was not evaluated.
         taught_by: fingerprint of the teacher's weights; None where there was no teacher.
+        program: of a network that is not one of `models.NAMES`, from `stored_program`; else None.
     """
 
     variables: dict[str, Any]
@@ -34,14 +37,51 @@ class Student(NamedTuple):
     step: int
     accuracy: float | None
     taught_by: str | None
+    program: bytes | None = None
+
+    def architecture(self, dtype: str = "float32") -> Architecture:
+        """The network, without variables, for evaluation.
+
+        Args:
+            dtype: as `network.create`'s; a user's own network has its own.
+
+        Raises:
+            BadInput: it cannot be rebuilt: the files are from another version, or were edited by hand.
+        """
+        name = self.config.student.model
+        if not own_code.is_own(name):
+            return network.create(
+                name,
+                dtype,
+                role="student",
+                data=self.about["name"],
+                num_classes=self.about["num_classes"],
+                image_shape=tuple(self.about["image_shape"]),
+            )
+        if self.program is None:
+            raise BadInput(f"the network {name} cannot be rebuilt: {stored_program.FILE} is missing")
+        try:
+            apply = stored_program.from_bytes(self.program)
+        except ValueError as error:
+            raise BadInput(f"{stored_program.FILE} of the work directory is damaged: {error}") from error
+        return Architecture(
+            name,
+            apply,
+            shapes=lambda _: jax.eval_shape(lambda: self.variables),
+            initialise=lambda image_shape, seed: self.variables,
+            gives_features=False,
+        )
 
     @property
     def model(self) -> Any:
-        """The network, without variables.
+        """The Linen module, without variables.
 
         Raises:
-            BadInput: no network has this name: the files are from another version, or were edited by hand.
+            BadInput: it is a user's own; or no network has this name: the files are from another version, or were
+                edited by hand.
         """
+        if own_code.is_own(self.config.student.model):
+            raise BadInput(f"the student is a network of its own, {self.config.student.model}, not of models.NAMES")
         try:
             return models.create(self.config.student.model, num_classes=self.about["num_classes"])
         except ValueError as error:
@@ -59,7 +99,7 @@ def read(workdir: epath.PathLike, *, step: int | str = "last") -> Student:
         BadInput: no work directory, no such checkpoint, or no usable one.
     """
     workdir = epath.Path(workdir)
-    config = ConfigDict(_read_json(workdir, "config.json", must_have="keep_checkpoints"))
+    config = read_config(workdir)
     about = _read_json(workdir, "student.json", must_have="enable_x64")
     if not (workdir / "checkpoints").is_dir():
         raise _nothing_saved(workdir)
@@ -79,7 +119,25 @@ def read(workdir: epath.PathLike, *, step: int | str = "last") -> Student:
             step=int(state["step"]),
             accuracy=record.accuracy,
             taught_by=record.teacher and record.teacher.fingerprint,
+            program=_program(workdir),
         )
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The configuration of the run that a work directory belongs to.
+
+    Raises:
+        BadInput: there is none, or it is damaged.
+    """
+    return ConfigDict(_read_json(workdir, "config.json", must_have="keep_checkpoints"))
+
+
+def is_finished(workdir: epath.Path) -> bool:
+    """Whether a work directory holds its run's last checkpoint. Runs of older versions do not say which it is: true."""
+    with Checkpoints(workdir / "checkpoints", keep=1, read_only=True) as checkpoints:
+        latest = checkpoints.latest_step
+    total = _read_json(workdir, "student.json", must_have="enable_x64").get("total_steps", latest)
+    return latest is not None and latest >= total
 
 
 def step_argument(text: str) -> int | str:
@@ -111,6 +169,11 @@ def _read_json(workdir: epath.Path, file: str, *, must_have: str) -> dict[str, A
     if not isinstance(content, dict) or must_have not in content:
         raise BadInput(f"--workdir={workdir}: no work directory of a run, its {file} is another program's")
     return content
+
+
+def _program(workdir: epath.Path) -> bytes | None:
+    path = workdir / stored_program.FILE
+    return path.read_bytes() if path.exists() else None
 
 
 def _nothing_saved(workdir: epath.Path) -> BadInput:

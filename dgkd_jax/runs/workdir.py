@@ -19,8 +19,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from dgkd_jax import own_code
+from dgkd_jax.data import item_source
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput, Preempted
+from dgkd_jax.models import stored_program
+from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import config as config_rules
 from dgkd_jax.runs.files import write_whole
@@ -141,11 +145,22 @@ def identity_of(folder: epath.Path) -> dict[str, Any] | None:
     return config_rules.identity(recorded)
 
 
-def claim(folder: epath.Path, config: ConfigDict, source: Source, student: Network) -> None:
-    """Write config.json and student.json (what is needed to rebuild the student), from the first process.
+def claim(
+    folder: epath.Path,
+    config: ConfigDict,
+    source: Source,
+    student: Network,
+    *,
+    total_steps: int,
+    architecture: Architecture | None = None,
+) -> None:
+    """Write what is needed to rebuild the student, from the first process: config.json, student.json, the program of a
+    network that is not one of `models.NAMES`, and the evaluation split of images that only Python could give.
 
     Args:
         student: for its pixel mean and std.
+        total_steps: of the run.
+        architecture: of the student; read if it is not one of `models.NAMES`.
 
     Raises:
         BadInput: as `check`.
@@ -156,4 +171,11 @@ def claim(folder: epath.Path, config: ConfigDict, source: Source, student: Netwo
         # Needed to use the checkpoints on a machine without the data set.
         about = {key: getattr(source, key) for key in ("name", "num_classes", "image_shape")}
         about |= {"mean": student.mean, "std": student.std, "enable_x64": jax.config.jax_enable_x64}
+        about["total_steps"] = total_steps
         write_whole(folder / "student.json", json.dumps(about) + "\n")
+        if own_code.is_given(config.data.name) and not (folder / item_source.KEPT_FILE).exists():
+            kept = item_source.kept_evaluation(source)
+            if kept is not None:
+                write_whole(folder / item_source.KEPT_FILE, kept)
+        if own_code.is_own(config.student.model):
+            write_whole(folder / stored_program.FILE, stored_program.to_bytes(architecture, source.image_shape))

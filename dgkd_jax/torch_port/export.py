@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from dgkd_jax import __version__
+from dgkd_jax import __version__, own_code
 from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
 from dgkd_jax.runs.files import write_whole
 from dgkd_jax.runs.student import Student, read, step_argument
@@ -24,7 +24,7 @@ _EXAMPLE = "python -m dgkd_jax.torch_port export --workdir=runs/mnist5k/dgkd-see
 
 
 def encode(student: Student, *, suffix: str) -> bytes:
-    """The content of a weight file in PyTorch's names and layout, with metadata.
+    """The content of a weight file in PyTorch's names and layout, with metadata; of an own network in Flax's.
 
     Args:
         suffix: from `files.WRITABLE`.
@@ -45,11 +45,20 @@ def encode(student: Student, *, suffix: str) -> bytes:
         **{key: json.dumps(student.about[key]) for key in ("image_shape", "mean", "std")},
         "dgkd_jax": __version__,
     }
-    state_dict = convert.to_torch(variables, student.model, name, image_shape=image_shape)
+    if own_code.is_own(name):
+        state_dict, metadata["format"] = _flax_names(variables), "flax"
+    else:
+        state_dict = convert.to_torch(variables, student.model, name, image_shape=image_shape)
     for entry, array in state_dict.items():
         if not np.isfinite(array).all():
             raise BadInput(f"the student of step {student.step} is unusable: {entry} holds NaN or infinite values")
     return weight_files.encode(state_dict, metadata, suffix=suffix)
+
+
+def _flax_names(variables: dict) -> dict[str, np.ndarray]:
+    """A user's own network has no names in PyTorch: collection/module/…/parameter."""
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    return {"/".join(entry.key for entry in path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def main(argv: list[str]) -> int:
@@ -90,10 +99,11 @@ def _export(arguments: argparse.Namespace) -> str:
     student = read(arguments.workdir, step=arguments.step)
     content = encode(student, suffix=output.suffix)
     write_whole(output, content)
+    names = "Flax's" if own_code.is_own(student.config.student.model) else "PyTorch's"
     accuracy = "not evaluated" if student.accuracy is None else f"accuracy {100 * student.accuracy:.2f} %"
     return (
         f"{output}: {student.config.student.model} by {student.config.method} at step {student.step} ({accuracy} on "
-        f"{student.about['name']}), {_size(len(content))} with PyTorch's names"
+        f"{student.about['name']}), {_size(len(content))} with {names} names"
     )
 
 

@@ -9,15 +9,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from dgkd_jax import methods, models
 from dgkd_jax.data import device_augment, on_device
 from dgkd_jax.data.source import Source
+from dgkd_jax.methods import Method
 from dgkd_jax.models import network
+from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import sharding
 from dgkd_jax.runs.default import NAMED_GRADIENTS
 from dgkd_jax.training import optimizer as optimizer_lib
 from dgkd_jax.training import state
+from dgkd_jax.training.given import NOTHING, Given
 from dgkd_jax.training.step import Batch, Teacher, finite_rows, metric_names, train_step
 
 
@@ -29,6 +31,7 @@ class Program(NamedTuple):
         steps_on_device: the function below with its first five arguments, under `jit`.
         finite_rows: (state, teacher, batch) -> which rows of the batch are finite; the batch is that of `state.step`.
         student: without variables; those are in the state.
+        architecture: of the student.
         teacher: None where the method needs none.
         learning_rate: number of steps done -> rate.
     """
@@ -37,32 +40,16 @@ class Program(NamedTuple):
     steps_on_device: jax.stages.Wrapped
     finite_rows: Callable[..., dict[str, jax.Array]]
     student: Network
+    architecture: Architecture
     teacher: Teacher | None
     learning_rate: Callable[[int], jax.Array]
     steps_per_epoch: int
     total_steps: int
 
 
-def student_of(config: ConfigDict, source: Source) -> tuple[Any, Network]:
-    """The student's Linen module, and the student as a `Network` without variables.
-
-    Raises:
-        BadInput: the student cannot take the data set's images.
-    """
-    model = network.create(
-        config.student.model,
-        config.student.dtype,
-        data=source.name,
-        num_classes=source.num_classes,
-        image_shape=source.image_shape,
-        batch_norm_groups=config.batch_norm_groups,
-    )
-    # The config of a teacher's own training may set other pixel statistics than the data set's.
-    mean, std = tuple(config.data.mean) or source.mean, tuple(config.data.std) or source.std
-    return model, Network(model.apply, None, mean, std)
-
-
-def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | None) -> tuple[Program, state.TrainState]:
+def build(
+    config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | None, *, given: Given = NOTHING
+) -> tuple[Program, state.TrainState]:
     """The compiled functions of a run, and its state at step 0 on the mesh.
 
     Args:
@@ -70,13 +57,16 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         source: the data set.
         mesh: all devices.
         teacher: None where the method needs none.
+        given: objects in place of the config's names.
     """
     steps_per_epoch, total_steps = _length(config, source)
     optimizer, learning_rate = _optimizer(config, source)
-    model, student = student_of(config, source)
-    method = methods.from_config(config)
-    variables = models.initialise(model, source.image_shape, config.seed)
-    current = sharding.place(_initial(config, variables, optimizer), mesh)
+    architecture, method = given.student_of(config, source), given.method_of(config)
+    # The config of a teacher's own training may set other pixel statistics than the data set's.
+    mean, std = tuple(config.data.mean) or source.mean, tuple(config.data.std) or source.std
+    student = network.of(architecture, None, mean=mean, std=std)
+    variables = architecture.initialise(source.image_shape, config.seed)
+    current = sharding.place(_initial(config, variables, optimizer, method), mesh)
     augment = device_augment.from_config(config.data, source, seed=config.seed)
     one_step = functools.partial(
         _on_augmented(train_step, augment),
@@ -85,6 +75,7 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         optimizer=optimizer,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        seed=config.seed,
         label_smoothing=config.label_smoothing,
         ema_decay=config.optimizer.ema_decay,
         skip_limit=config.nonfinite_limit,
@@ -98,12 +89,13 @@ def build(config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | Non
         batch_sharding=sharding.batch_sharding(mesh),
     )
     compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, current)}
-    look = functools.partial(_on_augmented(finite_rows, augment), student=student, method=method)
+    look = functools.partial(_on_augmented(finite_rows, augment), student=student, method=method, seed=config.seed)
     program = Program(
         train_step=jax.jit(one_step, **compiled),
         steps_on_device=jax.jit(many_steps, **compiled),
         finite_rows=jax.jit(look, out_shardings=sharding.replicated(mesh)),
         student=student,
+        architecture=architecture,
         teacher=teacher,
         learning_rate=learning_rate,
         steps_per_epoch=steps_per_epoch,
@@ -121,23 +113,22 @@ def _on_augmented(function: Callable[..., Any], augment: device_augment.DeviceAu
     return on_augmented
 
 
-def bytes_of_state(config: ConfigDict, source: Source) -> int:
+def bytes_of_state(config: ConfigDict, source: Source, *, given: Given = NOTHING) -> int:
     """The size of the state of a run, and nearly that of one of its checkpoints.
 
     Raises:
-        BadInput: as `student_of`.
+        BadInput: as `Given.student_of`.
     """
-    model, _ = student_of(config, source)
     optimizer, _ = _optimizer(config, source)
-    variables = models.shapes(model, source.image_shape)
-    shapes = jax.eval_shape(lambda variables: _initial(config, variables, optimizer), variables)
+    method, variables = given.method_of(config), given.student_of(config, source).shapes(source.image_shape)
+    shapes = jax.eval_shape(lambda variables: _initial(config, variables, optimizer, method), variables)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def _initial(
-    config: ConfigDict, variables: dict[str, Any], optimizer: optax.GradientTransformation
+    config: ConfigDict, variables: dict[str, Any], optimizer: optax.GradientTransformation, method: Method
 ) -> state.TrainState:
-    names = metric_names(methods.from_config(config))
+    names = metric_names(method)
     return state.create(variables, optimizer, ema=config.optimizer.ema_decay > 0, metric_names=names)
 
 

@@ -14,13 +14,22 @@ from dgkd_jax.errors import BadInput
 from dgkd_jax.runs import config as config_rules
 from dgkd_jax.runs import workdir as workdir_lib
 from dgkd_jax.training.build import bytes_of_state
+from dgkd_jax.training.given import NOTHING, Given
 
 
-def check(config: ConfigDict, targets: Mapping[str, epath.Path], source: Source, mesh: Mesh) -> None:
+def check(
+    config: ConfigDict,
+    targets: Mapping[str, epath.Path],
+    source: Source,
+    mesh: Mesh,
+    *,
+    given: Given = NOTHING,
+) -> None:
     """Check all that a run would find out only after its teacher's training.
 
     Args:
         targets: method -> its work directory, which need not be there.
+        given: objects in place of the config's names.
 
     Raises:
         BadInput: the batch does not fit the devices or the student the images; a work directory belongs to a run
@@ -38,7 +47,8 @@ def check(config: ConfigDict, targets: Mapping[str, epath.Path], source: Source,
     if fresh:
         name, target = next(iter(fresh.items()))  # the states of all methods are equally large, but for a few numbers
         # The newest checkpoint stays until the next one is whole.
-        check_space(target, 2 * len(fresh) * bytes_of_state(config_rules.with_method(config, name), source))
+        state = bytes_of_state(config_rules.with_method(config, name), source, given=given)
+        check_space(target, 2 * len(fresh) * state)
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:

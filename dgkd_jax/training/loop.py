@@ -27,6 +27,7 @@ from dgkd_jax.training.build import Program, build
 from dgkd_jax.training.cached_logits.teacher import live, taught_by
 from dgkd_jax.training.checks import check_batch
 from dgkd_jax.training.feed import OnDevice, Streamed, feed
+from dgkd_jax.training.given import NOTHING, Given
 from dgkd_jax.training.monitor.recorder import Recorder
 from dgkd_jax.training.monitor.timing import Timing
 from dgkd_jax.training.state import TrainState
@@ -54,6 +55,7 @@ def fit(
     teacher: Teacher | None = None,
     leave_examples: bool = False,
     beside: Network | None = None,
+    given: Given = NOTHING,
     wait: bool = False,
     which: str = "",
     stop: Callable[[], bool] = lambda: False,
@@ -71,6 +73,7 @@ def fit(
         teacher: None for method `ce` only.
         leave_examples: also write the evaluation of each example, `evaluations/clean`.
         beside: the network that the examples are compared with; None: the teacher.
+        given: objects in place of the config's names.
         wait: if another run is using `workdir`, wait until it ends instead of raising BadInput: for a teacher that two
             students need at once.
         which: which of several runs this is, such as "3 of 5", for the progress line; "": the only one.
@@ -87,7 +90,7 @@ def fit(
     spent = Timing()
     with spent.measure("init"):
         check_batch(config, mesh)
-        program, initial = build(config, source, mesh, teacher)
+        program, initial = build(config, source, mesh, teacher, given=given)
     run = _Run(
         config=config,
         workdir=workdir,
@@ -153,7 +156,14 @@ class _Run:
         # Of several processes one waits, and only all of them together can ask whether to stop.
         waiting = (self.stop if jax.process_count() == 1 else lambda: False) if wait else None
         with workdir_lib.lock(self.workdir, wait=waiting):
-            workdir_lib.claim(self.workdir, self.config, self.source, self.program.student)
+            workdir_lib.claim(
+                self.workdir,
+                self.config,
+                self.source,
+                self.program.student,
+                total_steps=self.program.total_steps,
+                architecture=self.program.architecture,
+            )
             with Checkpoints(folder, keep=keep) as checkpoints:
                 with self.spent.measure("init"):
                     current, record = self.restore(checkpoints, initial)

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -14,53 +14,82 @@ from dgkd_jax.data import quiet
 from dgkd_jax.data.open import missing, open_source
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput
-from dgkd_jax.methods import METHODS, from_config
+from dgkd_jax.methods import Method, names_of
+from dgkd_jax.models.host_network import HostNetwork
+from dgkd_jax.models.network import Network
 from dgkd_jax.runs import config as config_rules
 from dgkd_jax.runs import sharding
 from dgkd_jax.runs import workdir as workdir_lib
 from dgkd_jax.training import checks, loop, result
 from dgkd_jax.training.cached_logits import source as cached_logits
+from dgkd_jax.training.cached_logits.fill import fill
 from dgkd_jax.training.cached_logits.teacher import CachedTeacher
-from dgkd_jax.training.teacher import Taught, check_weights, missing_weights, teach, try_teacher
+from dgkd_jax.training.given import NOTHING, Given
+from dgkd_jax.training.teacher import Taught, check_weights, from_object, missing_weights, teach, try_teacher
 
 
-@quiet.meanwhile()
 def run(
     config: ConfigDict, workdir: str | None = None, *, stop: Callable[[], bool] = lambda: False
 ) -> list[dict[str, Any]]:
+    """The contents of each method's `result.json`; arguments, order and errors as for `train_students`."""
+    return [finished.result for finished in train_students(config, workdir, stop=stop)]
+
+
+class Finished(NamedTuple):
+    """A finished run: the content of its result.json, and the student."""
+
+    result: dict[str, Any]
+    student: Network
+
+
+@quiet.meanwhile()
+def train_students(
+    config: ConfigDict,
+    workdir: str | None = None,
+    *,
+    given: Given = NOTHING,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Finished]:
     """Distil by `config.method` (`all`: by each method in turn), reusing the results of earlier runs.
 
     Args:
         config: validated.
         workdir: the run's folder; for `all` the parent of one folder per method. None: runs/NAME/METHOD-seedSEED.
+        given: objects in place of the config's names.
         stop: as for `loop.fit`.
 
     Returns:
-        The content of each method's `result.json`, in the order of the methods.
+        One for each method, in the order of the methods.
 
     Raises:
         BadInput: the data set, the teacher's weights or the work directory cannot be used.
         NumericFailure, StorageFailure, Preempted: as for `loop.fit`.
     """
-    names = tuple(METHODS) if config.method == "all" else (config.method,)
-    targets = {name: _target(config, name, workdir) for name in names}
-    for folder in (*targets.values(), *_teachers_folder(config, names)):
+    all_methods = {name: given.method_of(config_rules.with_method(config, name)) for name in names_of(config)}
+    targets = {name: _target(config, name, workdir) for name in all_methods}
+    methods = {name: method for name, method in all_methods.items() if method.needs_teacher}
+    trains_teacher = methods and not config.teacher.weights and given.teacher is None
+    for folder in (*targets.values(), *([_teachers_folder(config)] if trains_teacher else [])):
         workdir_lib.check_writable(folder)
-    source, mesh = open_data(config, names)
-    checks.check(config, targets, source, mesh)
-    taught = _teach(config, names, source, mesh, stop)
-    cache = _open_cache(config, names, source, taught) if taught and config.teacher.cache else None
-    if taught and any(loop.latest_step(targets[name]) is None for name in _taught_methods(names)):
+    source, mesh = open_data(config, needs_teacher=bool(methods), given=given)
+    checks.check(config, targets, source, mesh, given=given)
+    taught = _teach(config, source, mesh, stop, given) if methods else None
+    if taught and any(loop.latest_step(targets[name]) is None for name in methods):
         try_teacher(config, taught, source, mesh)
+    if taught and isinstance(taught.network, HostNetwork):
+        config = _cache_here(config, workdir, taught.network, source, mesh, stop)
+    cache = _open_cache(config, methods, source, taught) if taught and config.teacher.cache else None
     return [
         _distil(
             config_rules.with_method(config, name),
             target,
+            method=all_methods[name],
+            given=given,
             source=source,
             mesh=mesh,
             taught=taught,
             cache=cache,
-            which=f"{number} of {len(names)}" if len(names) > 1 else "",
+            which=f"{number} of {len(targets)}" if len(targets) > 1 else "",
             stop=stop,
         )
         for number, (name, target) in enumerate(targets.items(), start=1)
@@ -72,46 +101,63 @@ def root_of(config: ConfigDict) -> epath.Path:
     return epath.Path("runs") / (config.name + ("-mock" if config.data.mock else ""))
 
 
-def prepare(
-    config: ConfigDict, names: Iterable[str], *, stop: Callable[[], bool]
-) -> tuple[Source, Mesh, Taught | None]:
-    """The data set, the devices, and the teacher if a method needs one; the teacher is trained here if necessary.
+def prepare(config: ConfigDict, *, stop: Callable[[], bool]) -> tuple[Source, Mesh, Taught]:
+    """The data set, the devices, and the teacher, which is trained here if necessary.
 
     Raises:
         As for `run`.
     """
-    source, mesh = open_data(config, names)
-    return source, mesh, _teach(config, names, source, mesh, stop)
+    source, mesh = open_data(config, needs_teacher=True)
+    return source, mesh, _teach(config, source, mesh, stop, NOTHING)
 
 
-def open_data(config: ConfigDict, names: Iterable[str]) -> tuple[Source, Mesh]:
+def open_data(config: ConfigDict, *, needs_teacher: bool, given: Given = NOTHING) -> tuple[Source, Mesh]:
     """The data set and the devices, once all that only the user can provide is found to be there.
 
     Raises:
         BadInput: the data set, the teacher's weights or its cache is missing or cannot be used.
     """
-    _check_present(config, needs_teacher=bool(_taught_methods(names)))
+    _check_present(config, needs_teacher=needs_teacher and given.teacher is None)
     try:
         mesh = sharding.make_mesh(fsdp=config.mesh.fsdp)
     except ValueError as error:
         raise BadInput(f"config.{error}") from error
-    return open_source(config.data), mesh
+    return given.source or open_source(config.data), mesh
 
 
-def _teach(
-    config: ConfigDict, names: Iterable[str], source: Source, mesh: Mesh, stop: Callable[[], bool]
-) -> Taught | None:
-    return teach(config, root_of(config), source, mesh, stop) if _taught_methods(names) else None
+def _teach(config: ConfigDict, source: Source, mesh: Mesh, stop: Callable[[], bool], given: Given) -> Taught:
+    if given.teacher is not None:
+        return from_object(config, given.teacher, source, mesh)
+    return teach(config, root_of(config), source, mesh, stop)
 
 
-def _taught_methods(names: Iterable[str]) -> list[str]:
-    return [name for name in names if METHODS[name].needs_teacher]
-
-
-def _teachers_folder(config: ConfigDict, names: Iterable[str]) -> list[epath.Path]:
+def _teachers_folder(config: ConfigDict) -> epath.Path:
     """Where the teacher would be trained."""
-    trained = _taught_methods(names) and not config.teacher.weights
-    return [epath.Path(config.teacher.workdir or root_of(config) / "teacher")] if trained else []
+    return epath.Path(config.teacher.workdir or root_of(config) / "teacher")
+
+
+def _cache_here(
+    config: ConfigDict,
+    workdir: str | None,
+    teacher: HostNetwork,
+    source: Source,
+    mesh: Mesh,
+    stop: Callable[[], bool],
+) -> ConfigDict:
+    """Store the logits of a teacher that cannot be run in training; returns the config that reads them."""
+    folder = epath.Path(config.teacher.cache or epath.Path(workdir or root_of(config)) / "teacher-logits")
+    about = cached_logits.about(config, teacher=teacher.fingerprint, source=source, dtype="float32")
+    size = 4 * config.epochs * about.steps_per_epoch * about.batch_size * about.num_classes
+    if not folder.exists():
+        checks.check_space(folder, size)
+        print(
+            f"the teacher's logits of {config.epochs} epochs are stored in {folder}: {size / 1e6:,.1f} MB",
+            file=sys.stderr,
+        )
+    fill(folder, about, config, epochs=config.epochs, teacher=teacher, source=source, mesh=mesh, stop=stop)
+    with (config := config.copy_and_resolve_references()).unlocked():
+        config.teacher.cache = str(folder)
+    return config
 
 
 def _target(config: ConfigDict, method: str, workdir: str | None) -> epath.Path:
@@ -137,12 +183,14 @@ def _check_present(config: ConfigDict, *, needs_teacher: bool) -> None:
         raise BadInput("\n".join(absent))
 
 
-def _open_cache(config: ConfigDict, names: Iterable[str], source: Source, taught: Taught) -> cached_logits.Cache:
+def _open_cache(
+    config: ConfigDict, methods: Mapping[str, Method], source: Source, taught: Taught
+) -> cached_logits.Cache:
     """Open the teacher's cached logits and check that they fit every method, before the first one starts."""
     folder = epath.Path(config.teacher.cache)
     cache = cached_logits.Cache(folder, config, teacher=taught.network.fingerprint, source=source)
-    for name in names:
-        cache.check_method(from_config(config_rules.with_method(config, name)))
+    for method in methods.values():
+        cache.check_method(method)
     if jax.process_index() == 0:
         print(f"teacher's logits in training: {cache.about.description}, {folder}", file=sys.stderr)
     return cache
@@ -152,16 +200,18 @@ def _distil(
     config: ConfigDict,
     workdir: epath.Path,
     *,
+    method: Method,
+    given: Given,
     source: Source,
     mesh: Mesh,
     taught: Taught | None,
     cache: cached_logits.Cache | None,
     which: str,
     stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> Finished:
     """Train and evaluate one student by one method, and write `workdir/result.json`."""
     teacher, batches = None, source
-    if METHODS[config.method].needs_teacher:
+    if method.needs_teacher:
         teacher = taught.network
         if cache:
             teacher = CachedTeacher(taught.network, cache.about.description)
@@ -173,6 +223,7 @@ def _distil(
         mesh=mesh,
         teacher=teacher,
         leave_examples=True,
+        given=given,
         beside=taught and taught.network,
         which=which,
         stop=stop,
@@ -180,4 +231,4 @@ def _distil(
     found = result.describe(config, workdir, trained, source=source, taught=taught)
     if jax.process_index() == 0:
         (workdir / "result.json").write_text(json.dumps(found, indent=2) + "\n")
-    return found
+    return Finished(found, trained.network)

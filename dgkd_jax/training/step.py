@@ -21,6 +21,9 @@ from dgkd_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 
+# Separates the student's random numbers from those of the augmentation, which begin with the same seed.
+_STUDENTS_STREAM = 0x5EED
+
 
 class Teacher(Protocol):
     """Gives the teacher's logits: a `Network`, or a `CachedTeacher`, which reads them from the batch."""
@@ -59,6 +62,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     steps_per_epoch: int,
     total_steps: int,
+    seed: int = 0,
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
     skip_limit: int = 1,
@@ -79,6 +83,7 @@ def train_step(
         method: the objective.
         optimizer: from `optimizer.make_optimizer`.
         steps_per_epoch, total_steps: of the run, for the method's ramps.
+        seed: of the run; read only by a student that is random in training.
         label_smoothing: of the cross-entropy, in [0, 1).
         ema_decay: of the average in `state.ema`, per step, in [0, 1); read only where there is an average.
         skip_limit: 1 or more.
@@ -97,6 +102,7 @@ def train_step(
         teacher_logits,
         method=method,
         progress=Progress(state.step, steps_per_epoch, total_steps),
+        options=_in_training(student, state.step, seed),
         label_smoothing=label_smoothing,
         gradient_names=gradient_names,
     )
@@ -113,6 +119,16 @@ def train_step(
     return _kept_if(sound, updated, state)
 
 
+def _in_training(student: Network, step: jax.Array, seed: int) -> dict[str, Any]:
+    """What the student is called with in a training step: a pure function of (seed, step)."""
+    options = {"train": True, "mutable": ["batch_stats"]}
+    if not student.random:
+        return options
+    # Of a fixed generator: another default of JAX's would train otherwise.
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _STUDENTS_STREAM)
+    return options | {"key": jax.random.fold_in(key, step)}
+
+
 def _gradient_function(
     student: Network,
     state: TrainState,
@@ -121,6 +137,7 @@ def _gradient_function(
     *,
     method: Method,
     progress: Progress,
+    options: dict[str, Any],
     label_smoothing: float,
     gradient_names: tuple[str, ...],
 ) -> Callable[[Any], tuple[tuple[jax.Array, tuple], Any]]:
@@ -129,7 +146,7 @@ def _gradient_function(
 
     def forward(params):
         network = student.with_variables({"params": params, "batch_stats": state.batch_stats})
-        logits, updated = network(batch["image"], train=True, mutable=["batch_stats"])
+        logits, updated = network(batch["image"], **options)
         return logits, updated.get("batch_stats", {})
 
     def terms_of(params):
@@ -187,7 +204,7 @@ def _kept_if(sound: jax.Array, updated: TrainState, state: TrainState) -> TrainS
 
 
 def finite_rows(
-    state: TrainState, teacher: Teacher | None, batch: Batch, *, student: Network, method: Method
+    state: TrainState, teacher: Teacher | None, batch: Batch, *, student: Network, method: Method, seed: int = 0
 ) -> dict[str, jax.Array]:
     """For each part of the training loss, the rows of a batch in which it is finite.
 
@@ -196,7 +213,8 @@ def finite_rows(
         with respect to the parameters is not finite.
     """
     labels = batch["label"]
-    logits, _ = student.with_variables(state.variables)(batch["image"], train=True, mutable=["batch_stats"])
+    options = _in_training(student, state.step, seed)
+    logits, _ = student.with_variables(state.variables)(batch["image"], **options)
     rows = {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
     if method.needs_teacher:
         rows["teacher logits"] = teacher_logits = teacher.logits(batch)

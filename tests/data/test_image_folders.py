@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from data.read_back import examples, one_epoch
+from PIL import Image
 
 from dgkd_jax.data.builders import image_files
 from dgkd_jax.data.open import missing, open_source
@@ -251,3 +252,47 @@ def test_fingerprint_changes_with_names_classes_and_sizes(folder):
     seen.add(fingerprint())
     assert len(seen) == 4
     assert fingerprint() in seen  # and with nothing else
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif", ".TIFF"])
+def test_formats_that_tensorflow_does_not_decode_become_png_pixel_for_pixel(section, folder, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    path = folder / "val" / "zebra" / f"f{suffix}"
+    Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    batches = open_source(folder_section(section, folder)).eval_batches(batch_size=4)
+    assert any(np.array_equal(image, pixels) for image in next(batches)["image"])
+
+
+@pytest.mark.wrong_input
+def test_a_damaged_file_of_such_a_format_is_named(section, folder):
+    (folder / "val" / "zebra" / "f.webp").write_bytes(b"no image")
+    with pytest.raises(BadInput, match=r"f.webp: no image that Pillow can read"):
+        open_source(folder_section(section, folder))
+
+
+@pytest.fixture
+def classes_only(tmp_path):
+    """One folder of classes, without train and val."""
+    root = tmp_path / "animals"
+    for label, name in enumerate(("ant", "bee")):
+        for number in range(20):
+            write_image(root / name / f"{number}.png", [100 * label + number] * 3)
+    return root
+
+
+def test_of_a_folder_of_classes_a_share_of_each_class_is_kept_for_evaluation(section, classes_only):
+    source = open_source(folder_section(section, classes_only, holdout=0.2))
+    trained, evaluated = first_pixels(one_epoch(source, 8)), first_pixels(examples(source))
+    assert [label for _, label in evaluated] == [0] * 4 + [1] * 4
+    assert sorted(trained + evaluated) == [(100 * label + n, label) for label in range(2) for n in range(20)]
+    listing = image_files.list_folder(classes_only, holdout=0.2)
+    assert listing == image_files.list_folder(classes_only, holdout=0.2)
+    more = image_files.list_folder(classes_only, holdout=0.3).splits["validation"]
+    assert set(listing.splits["validation"]) < set(more)
+
+
+@pytest.mark.wrong_input
+def test_a_class_of_one_image_cannot_be_split(classes_only):
+    write_image(classes_only / "cow" / "0.png", [1, 1, 1])
+    with pytest.raises(BadInput, match=r"animals/cow: one image, and each class needs one for training and one for"):
+        image_files.list_folder(classes_only)

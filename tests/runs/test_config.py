@@ -13,8 +13,9 @@ from configs import cifar100, default, imagenet, mnist5k
 from dgkd_jax import models
 from dgkd_jax.errors import BadInput
 from dgkd_jax.methods import METHODS, needs_teacher, section_keys, sections_of
+from dgkd_jax.runs import command_line
 from dgkd_jax.runs import config as rules
-from dgkd_jax.runs.default import KEYS
+from dgkd_jax.runs.default import KEYS, NAMED_GRADIENTS, TEACHERS_OWN
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [p.stem for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ("__init__", "default", "pairs")]
@@ -196,7 +197,9 @@ DECIDES_NOTHING = {
     "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call", "teacher.workdir", "teacher.cache",
 }  # fmt: skip
 # Of these neither, for a run: the teacher that it has is compared by its weights.
-DECIDES_THE_TEACHER = {"teacher.weights", "teacher.epochs", "teacher.learning_rate", "teacher.seed"}
+DECIDES_THE_TEACHER = {"teacher.weights", "teacher.epochs", "teacher.learning_rate", "teacher.seed"} | {
+    f"teacher.{key}" for key in TEACHERS_OWN
+}
 # Where the next value that comes to mind is not allowed, or would be no other run's.
 OTHER_VALUES = {
     "schedule.milestones": (1, 2),
@@ -218,6 +221,9 @@ def every_key_at_work(method) -> ConfigDict:
 def other_value(key: str, value):
     """One that is allowed."""
     rule = KEYS[key].rule
+    if key.removeprefix("teacher.") in TEACHERS_OWN:
+        key = key.removeprefix("teacher.")
+        value = rules.flatten(mnist5k.get_config())[key]
     if key in OTHER_VALUES:
         candidates = [OTHER_VALUES[key]]
     elif rule.choices:
@@ -291,6 +297,41 @@ def test_teachers_run_does_not_depend_on_the_method_the_students_seed_or_its_nam
     )
     assert rules.identity(one) == rules.identity(other)
     assert (one.method, one.student.model, one.epochs) == ("ce", "small_cnn_w24", mnist5k.get_config().teacher.epochs)
+
+
+def test_the_command_line_changes_the_students_training_and_leaves_the_teachers_as_the_file_has_it():
+    argv = ["main", "--config=configs/cifar100.py:resnet32x4,resnet8x4", "--config.batch_size=32"]
+    config = cifar100.get_config("resnet32x4,resnet8x4")
+    config.update_from_flattened_dict({"batch_size": 32, "optimizer.momentum": 0.5, "teacher.data.augment": "none"})
+    rules.fill_in_teacher(config, command_line.config_of_file(argv))
+    teacher = rules.of_teacher(config)
+    assert (teacher.batch_size, teacher.optimizer.momentum, teacher.data.augment) == (64, 0.9, "none")
+    assert (config.batch_size, config.optimizer.momentum, config.data.augment) == (32, 0.5, "pad_crop_flip")
+    rules.validate(config)
+
+
+@pytest.mark.parametrize("key", TEACHERS_OWN)
+def test_the_teacher_has_each_key_of_its_training_for_itself(key):
+    """Any other allowed value is the teacher's alone; without one it is the student's."""
+    config = mnist5k.get_config()
+    other = other_value(f"teacher.{key}", None)
+    assert config_value(rules.of_teacher(config), key) == config_value(config, key)
+    config.update_from_flattened_dict({f"teacher.{key}": other})
+    rules.validate(config)
+    expected = "sgd" if other in NAMED_GRADIENTS else other  # the teacher has one gradient
+    assert config_value(rules.of_teacher(config), key) == expected
+    assert other != config_value(config, key)
+
+
+def config_value(config, key):
+    return rules.flatten(config)[key]
+
+
+def test_messages_about_the_teachers_training_name_the_teachers_keys():
+    message = "config.batch_size=12, config.data.augment=x, config.name, config.optimizer.learning_rate: no"
+    assert rules.in_teachers_keys(message) == (
+        "config.teacher.batch_size=12, config.teacher.data.augment=x, config.name, config.teacher.learning_rate: no"
+    )
 
 
 @pytest.mark.parametrize(("module", "pairs"), [(cifar100, cifar100.PAIRS), (imagenet, imagenet.PAIRS)])

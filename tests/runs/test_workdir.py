@@ -50,26 +50,26 @@ with workdir.lock(epath.Path({str(tmp_path)!r})):
 def test_a_claimed_folder_is_known_again_and_another_configuration_refused(tmp_path):
     folder, source = epath.Path(tmp_path), open_source(config().data)
     assert not workdir_lib.check(folder, config())
-    workdir_lib.claim(folder, config(), source, pixels(source))
+    workdir_lib.claim(folder, config(), source, pixels(source), total_steps=7)
     assert workdir_lib.check(folder, config())
     about = json.loads((tmp_path / "student.json").read_text())
     assert about == {
         "name": "mnist5k", "num_classes": 10, "image_shape": [28, 28, 1], "mean": list(source.mean), "std": [0.25],
-        "enable_x64": False,
+        "enable_x64": False, "total_steps": 7,
     }  # fmt: skip
     with pytest.raises(BadInput, match="kd.temperature"):
         workdir_lib.check(folder, config(**{"kd.temperature": 2.0}))
     with pytest.raises(BadInput, match="kd.temperature"):
-        workdir_lib.claim(folder, config(**{"kd.temperature": 2.0}), source, pixels(source))
+        workdir_lib.claim(folder, config(**{"kd.temperature": 2.0}), source, pixels(source), total_steps=7)
 
 
 @pytest.mark.parametrize("file", ["config.json", "student.json"])
 def test_a_file_that_is_missing_or_half_written_is_written_again(tmp_path, file):
     folder, source = epath.Path(tmp_path), open_source(config().data)
-    workdir_lib.claim(folder, config(), source, pixels(source))
+    workdir_lib.claim(folder, config(), source, pixels(source), total_steps=7)
     whole = (tmp_path / file).read_text()
     for damage in (lambda path: path.unlink(), lambda path: path.write_text(whole[: len(whole) // 2])):
         damage(tmp_path / file)
         assert not workdir_lib.check(folder, config())
-        workdir_lib.claim(folder, config(), source, pixels(source))
+        workdir_lib.claim(folder, config(), source, pixels(source), total_steps=7)
         assert json.loads((tmp_path / file).read_text()) == json.loads(whole)

@@ -20,6 +20,7 @@ from dgkd_jax.training import build as building
 from dgkd_jax.training import loop, nonfinite
 from dgkd_jax.training.cached_logits import source as cached_logits
 from dgkd_jax.training.cached_logits.teacher import CachedTeacher
+from dgkd_jax.training.given import Given
 
 ALL = {"data.trivial_augment": True, "data.random_erasing": 0.5, "data.mixup": 0.4, "data.cutmix": 1.0}
 # What compiles quickly; tests/data/test_device_augment.py has the rest.
@@ -62,29 +63,26 @@ def test_eight_devices_follow_one(tmp_path, whole):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
-def test_the_teacher_sees_the_pixels_that_the_student_sees_and_not_those_of_the_set(monkeypatch, one_device):
+def test_the_teacher_sees_the_pixels_that_the_student_sees_and_not_those_of_the_set(one_device):
     config, seen = tiny(method="kd"), {"teacher": [], "student": []}
     source = InMemory(config, on_device=False)
-    teacher, student_of = a_teacher(source, one_device), building.student_of
+    teacher, student = a_teacher(source, one_device), Given().student_of(config, source)
 
     def watched(who, network):
         def apply(variables, images, **options):
             jax.debug.callback(lambda images: seen[who].append(np.asarray(images)), images)
             return network.apply(variables, images, **options)
 
-        return network.replace(apply=apply)
+        return apply
 
-    def watched_student(*arguments):
-        model, student = student_of(*arguments)
-        return model, watched("student", student)
-
-    monkeypatch.setattr(building, "student_of", watched_student)
-    program, current = building.build(config, source, one_device, watched("teacher", teacher))
+    teacher = teacher.replace(apply=watched("teacher", teacher))
+    given = Given(student=student._replace(apply=watched("student", student)))
+    program, current = building.build(config, source, one_device, teacher, given=given)
     batches = source.train_batches(seed=config.seed, batch_size=config.batch_size, start_step=0)
     augment = device_augment.from_config(config.data, source, seed=config.seed)
     for step in range(2):
         batch = next(batches)
-        current = program.train_step(current, watched("teacher", teacher), batch)
+        current = program.train_step(current, teacher, batch)
         jax.effects_barrier()
         np.testing.assert_array_equal(seen["teacher"][step], seen["student"][step])
         expected = normalize(jax.jit(augment)(batch, step)["image"], mean=source.mean, std=source.std)

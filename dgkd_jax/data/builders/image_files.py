@@ -1,12 +1,14 @@
 """Data sets of image files in folders: any image folder, and Tiny ImageNet.
 
-The files are copied once, unchanged, into TFRecords. Reading them in place, as `tfds.ImageFolder` does, would save
+The files are copied once, unchanged, into TFRecords; what TensorFlow's decoder does not know (WebP, BMP, TIFF) becomes
+PNG, pixel for pixel. Reading them in place, as `tfds.ImageFolder` does, would save
 the copy, but that builder supports neither a shuffle seed nor a part of a split, and random reads per image are slow
 on the network disks that pods read from. The records are written in an order that mixes the classes.
 """
 
 import concurrent.futures
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -14,11 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from dgkd_jax.errors import BadInput
 
 _EVAL_NAMES = {"validation": "validation", "val": "validation", "test": "test"}  # the first existing one is used
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_COPIED = (".jpg", ".jpeg", ".png")
+_CONVERTED = (".webp", ".bmp", ".tif", ".tiff")  # to PNG, by Pillow
+_SUFFIXES = (*_COPIED, *_CONVERTED)
 _CLASSES_FILE = "classes.txt"
 _TINY_CLASSES = 200
 _JPEG_BEGINS, _JPEG_ENDS = b"\xff\xd8\xff", b"\xff\xd9"
@@ -78,6 +83,12 @@ def _problem_with(path: Path) -> str:
 
     from dgkd_jax.data import augment
 
+    if path.suffix.lower() in _CONVERTED:
+        try:
+            _as_png(path)
+        except Exception as error:  # Pillow's readers raise what they like
+            return f"no image that Pillow can read: {' '.join(str(error).split())[:100]}"
+        return ""
     try:
         content = path.read_bytes()
         # Decoding what is none of these, libjpeg writes lines of its own.
@@ -95,6 +106,15 @@ def _problem_with(path: Path) -> str:
     return ""
 
 
+def _as_png(path: Path) -> io.BytesIO:
+    """The image as a PNG, in colour; of several images in a file the first."""
+    content = io.BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").save(content, "PNG", compress_level=1)
+    content.seek(0)
+    return content
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -102,8 +122,14 @@ def _size(path: Path) -> int:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path, *, holdout: float = 0.1) -> Listing:
     """The images in train/<class>/*, and in validation/<class>/*, else val/<class>/*, else test/<class>/*.
+
+    Without these folders: the images in <class>/*, of which a share of each class is kept for validation.
+
+    Args:
+        folder: of the images.
+        holdout: that share; which images depends on their names only.
 
     Labels number the folders of train in alphabetical order. A network with other or more classes (ImageNet's 1,000)
     needs its own labels: then classes.txt lists folder names, one per line, in the order of that network's classes.
@@ -113,13 +139,17 @@ def list_folder(folder: Path) -> Listing:
         BadInput: a folder is missing, a class has no images or is not in classes.txt.
     """
     evaluated = next((name for name in _EVAL_NAMES if (folder / name).is_dir()), None)
-    if not (folder / "train").is_dir() or evaluated is None:
+    has_train = (folder / "train").is_dir()
+    listed = folder / _CLASSES_FILE
+    if not has_train and evaluated is None and len(_folders(folder)) > 1:
+        return _held_out(folder, _listed_classes(listed) if listed.exists() else tuple(_folders(folder)), holdout)
+    if not has_train or evaluated is None:
         raise BadInput(
             f"The data set image_folder is missing: looked for {folder}/train/<class>/* and one of "
-            f"{folder}/test|val|validation/<class>/*; found {', '.join(_folders(folder)) or 'nothing'}.\n"
-            "  Provide it:  put JPEG or PNG images there, or name a folder with --config.data.manual_dir=FOLDER"
+            f"{folder}/test|val|validation/<class>/*, or for {folder}/<class>/*; found "
+            f"{', '.join(_folders(folder)) or 'nothing'}.\n"
+            "  Provide it:  put images there, or name a folder with --config.data.manual_dir=FOLDER"
         )
-    listed = folder / _CLASSES_FILE
     classes = _listed_classes(listed) if listed.exists() else tuple(_folders(folder / "train"))
     if len(classes) < 2:
         raise BadInput(f"{folder}/train: expected a folder for each of two or more classes, found {len(classes)}")
@@ -132,6 +162,22 @@ def list_folder(folder: Path) -> Listing:
         splits[split] = [(path, label) for label in _folders(folder / name) for path in _images(folder / name / label)]
         if not splits[split]:
             raise BadInput(f"{folder}/{name}: no folder of any class")
+    return Listing(classes, splits)
+
+
+def _held_out(folder: Path, classes: tuple[str, ...], holdout: float) -> Listing:
+    """One folder of classes in two parts: in the order of a digest of their names, the first images are kept."""
+    if unknown := set(_folders(folder)) - set(classes):
+        raise BadInput(f"{folder}/{min(unknown)}: no such class in {folder / _CLASSES_FILE}")
+    splits: dict[str, list[tuple[Path, str]]] = {"train": [], "validation": []}
+    for label in _folders(folder):
+        images = _images(folder / label)
+        mixed = sorted(images, key=lambda path: hashlib.sha256(f"{label}/{path.name}".encode()).digest())
+        kept = set(mixed[: max(1, round(holdout * len(images)))])
+        if len(kept) == len(images):
+            raise BadInput(f"{folder}/{label}: one image, and each class needs one for training and one for validation")
+        splits["train"] += [(path, label) for path in images if path not in kept]
+        splits["validation"] += [(path, label) for path in images if path in kept]
     return Listing(classes, splits)
 
 
@@ -248,7 +294,8 @@ def _info(builder: tfds.core.DatasetBuilder, label: tfds.features.ClassLabel) ->
 def _examples(listing: Listing, split: str) -> Iterator:
     number_of = {name: number for number, name in enumerate(listing.classes)}
     for key, (path, name) in enumerate(listing.splits[split]):
-        yield key, {"image": path, "label": number_of[name]}
+        image = _as_png(path) if path.suffix.lower() in _CONVERTED else path
+        yield key, {"image": image, "label": number_of[name]}
 
 
 def _folders(folder: Path) -> list[str]:

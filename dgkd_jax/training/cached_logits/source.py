@@ -31,7 +31,13 @@ _MEND = "The command that made it, given again, makes anew what is damaged: pyth
 
 
 def about(
-    config: ConfigDict, *, teacher: str, source: Source, top_k: int = 0, temperature: float | None = None
+    config: ConfigDict,
+    *,
+    teacher: str,
+    source: Source,
+    top_k: int = 0,
+    temperature: float | None = None,
+    dtype: str = "float16",
 ) -> About:
     """The description of the cache that a run with this config, data set and teacher needs."""
     return About(
@@ -42,6 +48,7 @@ def about(
         num_classes=source.num_classes,
         top_k=top_k,
         temperature=temperature,
+        dtype=dtype,
     )
 
 
@@ -79,7 +86,10 @@ class Cache:
             raise BadInput(problem)
         manifest = store.read_manifest(folder)
         wanted = about(
-            config, teacher=teacher, source=source, top_k=manifest["top_k"], temperature=manifest["temperature"]
+            config,
+            teacher=teacher,
+            source=source,
+            **{name: manifest[name] for name in ("top_k", "temperature", "dtype")},
         )
         if other := store.differences(manifest, wanted):
             raise BadInput(f"config.teacher.cache={folder} does not fit this run: {other}. {_MAKE}")

@@ -43,6 +43,7 @@ class About(NamedTuple):
         num_classes: C.
         top_k: classes stored of each row; 0: all C.
         temperature: T of the log-sum over the classes that are not stored; None where all are stored.
+        dtype: float16 or float32: of the logits where all are stored.
     """
 
     teacher: str
@@ -52,12 +53,13 @@ class About(NamedTuple):
     num_classes: int
     top_k: int = 0
     temperature: float | None = None
+    dtype: str = "float16"
 
     @property
     def parts(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
         """Array name -> dtype and shape of one row. `check` is the row's checksum (`source.row_checks`)."""
         if not self.top_k:
-            logits = {"logits": (np.float16, (self.num_classes,))}
+            logits = {"logits": (np.dtype(self.dtype), (self.num_classes,))}
         else:
             classes = np.uint16 if self.num_classes <= 2**16 else np.uint32
             stored = (self.top_k,)
@@ -74,7 +76,7 @@ class About(NamedTuple):
     @property
     def description(self) -> str:
         if not self.top_k:
-            return "cached in float16"
+            return f"cached in {self.dtype}"
         return f"cached as the top {self.top_k} of {self.num_classes} classes at T = {self.temperature:g}"
 
     def blocks(self, epochs: int) -> list["Block"]:
@@ -101,13 +103,13 @@ class Block(NamedTuple):
 def encode(logits: np.ndarray, labels: np.ndarray, checks: np.ndarray, about: About) -> dict[str, np.ndarray]:
     """Float32 logits `[steps, B, C]`, labels and checks `[steps, B]` -> the parts to store."""
     if not about.top_k:
-        return {"logits": logits.astype(np.float16), "check": checks}
+        return {"logits": logits.astype(about.dtype), "check": checks}
     stored = top_classes.shorten(logits, labels, count=about.top_k, temperature=about.temperature)
     return stored._asdict() | {"check": checks}
 
 
 def decode(parts: dict[str, np.ndarray], about: About) -> np.ndarray:
-    """The parts of a block -> float16 logits `[steps, B, C]`."""
+    """The parts of a block -> logits `[steps, B, C]`, float16 or as stored."""
     if not about.top_k:
         return parts["logits"]
     stored = top_classes.TopClasses(parts["values"], parts["classes"], parts["rest"])
@@ -228,10 +230,10 @@ def read_manifest(folder: epath.Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise BadInput(f"{path} is damaged ({error}): remove {folder} and make the cache again") from error
-    needed = {*About._fields, "epochs", "blocks"}
+    needed = {*About._fields, "epochs", "blocks"} - About._field_defaults.keys()
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND or not needed <= manifest.keys():
         raise BadInput(f"{path} is not that of a cache of teacher logits which this version reads")
-    return manifest
+    return About._field_defaults | manifest
 
 
 def differences(manifest: dict[str, Any], wanted: About) -> str:
@@ -242,7 +244,7 @@ def differences(manifest: dict[str, Any], wanted: About) -> str:
         for key in sorted(there | here)
         if there.get(key) != here.get(key)
     ]
-    for name in ("teacher", "steps_per_epoch", "num_classes", "top_k", "temperature"):
+    for name in ("teacher", "steps_per_epoch", "num_classes", "top_k", "temperature", "dtype"):
         if manifest[name] != getattr(wanted, name):
             word = "weights of the teacher" if name == "teacher" else name
             found.append(f"{word} {manifest[name]} there, {getattr(wanted, name)} here")

@@ -4,6 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dgkd_jax.models.host_network import HostNetwork
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs.record import TaughtBy
 
@@ -17,15 +18,15 @@ class CachedTeacher:
         description: of what the cache stores.
     """
 
-    network: Network
+    network: Network | HostNetwork
     description: str = flax.struct.field(pytree_node=False)
 
     def logits(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """Float32 `[batch, classes]`, converted from the batch's float16 "teacher_logits"."""
+        """Float32 `[batch, classes]`, from the batch's "teacher_logits", float16 or float32."""
         return batch["teacher_logits"].astype(jnp.float32)
 
 
-def live(teacher: Network | CachedTeacher | None) -> Network | None:
+def live(teacher: Network | CachedTeacher | None) -> Network | HostNetwork | None:
     """The teacher as a network that can be run; None where there is no teacher."""
     return teacher.network if isinstance(teacher, CachedTeacher) else teacher
 

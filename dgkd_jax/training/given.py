@@ -1,0 +1,50 @@
+"""Python objects that take the place of names in a config."""
+
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from dgkd_jax import methods
+from dgkd_jax.data.source import Source
+from dgkd_jax.methods import Method
+from dgkd_jax.models import network
+from dgkd_jax.models.architecture import Architecture
+from dgkd_jax.models.host_network import HostNetwork
+
+
+class FlaxTeacher(NamedTuple):
+    """A teacher in JAX: its architecture and variables."""
+
+    architecture: Architecture
+    variables: dict[str, Any]
+
+
+class Given(NamedTuple):
+    """Python objects; None: the config's name counts."""
+
+    student: Architecture | None = None
+    teacher: FlaxTeacher | HostNetwork | None = None
+    method: Method | None = None
+    source: Source | None = None
+
+    def method_of(self, config: ConfigDict) -> Method:
+        return self.method or methods.from_config(config)
+
+    def student_of(self, config: ConfigDict, source: Source) -> Architecture:
+        """The object, or the network that `config.student` names.
+
+        Raises:
+            BadInput: the student cannot take the data set's images.
+        """
+        return self.student or network.create(
+            config.student.model,
+            config.student.dtype,
+            role="student",
+            data=source.name,
+            num_classes=source.num_classes,
+            image_shape=source.image_shape,
+            batch_norm_groups=config.batch_norm_groups,
+        )
+
+
+NOTHING = Given()
