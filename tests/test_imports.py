@@ -12,11 +12,12 @@ PACKAGE = ROOT / "dgkd_jax"
 
 # Package -> the only files and folders that may import it.
 ONLY_IN = {
-    "flax.linen": ("models",),
+    "flax.linen": ("models", "export/onnx.py"),
     "tensorflow": ("data", "evaluate/corruptions.py"),
     "tensorflow_datasets": ("data", "evaluate/foreign_sets.py"),
     "clu": ("training/monitor/metric_files.py",),
     "torch": ("torch_port/files.py", "parity/torch_reference.py", "parity/torch_networks.py"),
+    "jax2onnx": ("export/onnx.py",),
 }
 
 

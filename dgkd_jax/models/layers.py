@@ -6,6 +6,9 @@ in, out], linear kernels [in, out]. Leaves are `kernel`, `scale` and `bias` in t
 `dgkd_jax.models.initialise` or from `dgkd_jax.torch_port`.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -60,16 +63,40 @@ class Conv(nn.Module):
         return y
 
 
+def _on_this_backend(*arguments: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
+    """As `jax.lax.platform_dependent`, but only the form for the default backend is in the program."""
+    return (cpu if jax.default_backend() == "cpu" else default)(*arguments)
+
+
+_choose_form = contextvars.ContextVar("choose_form", default=_on_this_backend)
+
+
+@contextlib.contextmanager
+def forms_chosen_by(choose: Callable) -> Iterator[None]:
+    """Networks traced meanwhile are for other machines: `choose` says which form of a convolution a program has.
+
+    Args:
+        choose: called as `choose(x, kernel, cpu=form, default=form)`, where a form is a function of x and kernel.
+    """
+    token = _choose_form.set(choose)
+    try:
+        yield
+    finally:
+        _choose_form.reset(token)
+
+
 def _convolve(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: cpu_convolution.Padding, groups: int
 ) -> jax.Array:
     """Choose the convolution that is fast on this backend; only this function does so."""
-    if jax.default_backend() == "cpu":
-        if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
-            return cpu_convolution.pointwise(x, kernel, stride=stride, groups=groups)
-        if groups == x.shape[-1] == kernel.shape[-1]:
-            return cpu_convolution.depthwise(x, kernel, stride, padding)
-    return cpu_convolution.by_library(x, kernel, stride=stride, padding=padding, groups=groups)
+    by_library = partial(cpu_convolution.by_library, stride=stride, padding=padding, groups=groups)
+    if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
+        cpu = partial(cpu_convolution.pointwise, stride=stride, groups=groups)
+    elif groups == x.shape[-1] == kernel.shape[-1]:
+        cpu = lambda x, kernel: cpu_convolution.depthwise(x, kernel, stride, padding)  # noqa: E731
+    else:
+        return by_library(x, kernel)
+    return _choose_form.get()(x, kernel, cpu=cpu, default=by_library)
 
 
 class BatchNorm(nn.Module):

@@ -39,17 +39,18 @@ class Student(NamedTuple):
     taught_by: str | None
     program: bytes | None = None
 
-    def architecture(self, dtype: str = "float32") -> Architecture:
+    def architecture(self, dtype: str = "float32", *, from_code: bool = False) -> Architecture:
         """The network, without variables, for evaluation.
 
         Args:
             dtype: as `network.create`'s; a user's own network has its own.
+            from_code: import a user's own network, instead of reading the program that its run has kept.
 
         Raises:
             BadInput: it cannot be rebuilt: the files are from another version, or were edited by hand.
         """
         name = self.config.student.model
-        if not own_code.is_own(name):
+        if not own_code.is_own(name) or from_code:
             return network.create(
                 name,
                 dtype,

@@ -15,7 +15,7 @@ from etils import epath
 
 from dgkd_jax import __version__, own_code
 from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
-from dgkd_jax.runs.files import write_whole
+from dgkd_jax.runs.files import size_in_words, write_whole
 from dgkd_jax.runs.student import Student, read, step_argument
 from dgkd_jax.torch_port import convert
 from dgkd_jax.torch_port import files as weight_files
@@ -34,9 +34,21 @@ def encode(student: Student, *, suffix: str) -> bytes:
     """
     name, image_shape = student.config.student.model, tuple(student.about["image_shape"])
     variables = student.variables if student.variables["batch_stats"] else {"params": student.variables["params"]}
-    metadata = {
-        "format": "pt",
-        "model": name,
+    own = own_code.is_own(name)
+    if own:
+        state_dict = _flax_names(variables)
+    else:
+        state_dict = convert.to_torch(variables, student.model, name, image_shape=image_shape)
+    for entry, array in state_dict.items():
+        if not np.isfinite(array).all():
+            raise BadInput(f"the student of step {student.step} is unusable: {entry} holds NaN or infinite values")
+    return weight_files.encode(state_dict, {"format": "flax" if own else "pt"} | metadata(student), suffix=suffix)
+
+
+def metadata(student: Student) -> dict[str, str]:
+    """What a file says of the student in it, besides its weights."""
+    return {
+        "model": student.config.student.model,
         "step": str(student.step),
         "accuracy": "not evaluated at this step" if student.accuracy is None else f"{student.accuracy:.6f}",
         "method": student.config.method,
@@ -45,14 +57,6 @@ def encode(student: Student, *, suffix: str) -> bytes:
         **{key: json.dumps(student.about[key]) for key in ("image_shape", "mean", "std")},
         "dgkd_jax": __version__,
     }
-    if own_code.is_own(name):
-        state_dict, metadata["format"] = _flax_names(variables), "flax"
-    else:
-        state_dict = convert.to_torch(variables, student.model, name, image_shape=image_shape)
-    for entry, array in state_dict.items():
-        if not np.isfinite(array).all():
-            raise BadInput(f"the student of step {student.step} is unusable: {entry} holds NaN or infinite values")
-    return weight_files.encode(state_dict, metadata, suffix=suffix)
 
 
 def _flax_names(variables: dict) -> dict[str, np.ndarray]:
@@ -103,13 +107,5 @@ def _export(arguments: argparse.Namespace) -> str:
     accuracy = "not evaluated" if student.accuracy is None else f"accuracy {100 * student.accuracy:.2f} %"
     return (
         f"{output}: {student.config.student.model} by {student.config.method} at step {student.step} ({accuracy} on "
-        f"{student.about['name']}), {_size(len(content))} with {names} names"
+        f"{student.about['name']}), {size_in_words(len(content))} with {names} names"
     )
-
-
-def _size(count: int) -> str:
-    """A number of bytes, in the largest unit of which there is at least one."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"
