@@ -58,6 +58,7 @@ _RUN_KEYS = {
         _NAME,
         decides="nothing",
     ),
+    "note": Key("", "a line that the run prints when it starts: where its recipe comes from", TEXT, decides="nothing"),
     "method": Key("dgkd", f"{' | '.join(METHODS)}, or all: each in turn, then one table", one_of(*METHODS, "all")),
     "seed": Key(0, "student's initial weights, order of the data and augmentation", whole_number(0, 2**31 - 1)),
     # the student, the teacher and the data
