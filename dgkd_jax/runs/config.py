@@ -55,8 +55,27 @@ def validate(config: ConfigDict) -> None:
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
         )
+    if config.accumulate > 1:
+        _check_accumulate(config)
     if config.optimizer.name in NAMED_GRADIENTS:
         _check_named_gradients(config)
+
+
+def _check_accumulate(config: ConfigDict) -> None:
+    chosen, groups = f"config.accumulate={config.accumulate}", config.batch_norm_groups
+    if config.batch_size % (config.accumulate * groups):
+        times = f" times batch_norm_groups={groups}" if groups > 1 else ""
+        raise BadInput(f"{chosen}{times} must divide batch_size={config.batch_size}")
+    for name in METHODS if config.method == "all" else (config.method,):
+        if methods.from_config(with_method(config, name)).needs_whole_batch:
+            way_out = (
+                "; it does not with config.dgkd.wrt=logits and config.dgkd.convention=per_sample, or literal with "
+                f"config.dgkd.parity_batch={config.batch_size}"
+            )
+            raise BadInput(
+                f"{chosen} computes the batch in parts, and the loss of method {name} needs the whole batch at once"
+                + (way_out if name == "dgkd" else "")
+            )
 
 
 def _check_mixing(config: ConfigDict) -> None:
@@ -111,6 +130,7 @@ def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
 
 
 _ADDED_KEYS = (
+    "accumulate",
     *(f"data.{name}" for name in ("trivial_augment", "random_erasing", "mixup", "cutmix")),
     *(f"{method}.standardize" for method in ("kd", "dkd")),
 )

@@ -16,6 +16,7 @@ from dgkd_jax.losses import comparison
 from dgkd_jax.methods import Method
 from dgkd_jax.methods.progress import Progress
 from dgkd_jax.models.network import Network
+from dgkd_jax.training import parts
 from dgkd_jax.training.named_gradients import value_and_named_gradients
 from dgkd_jax.training.state import TrainState
 
@@ -63,6 +64,7 @@ def train_step(
     ema_decay: float = 0.0,
     skip_limit: int = 1,
     gradient_names: tuple[str, ...] = (),
+    accumulate: int = 1,
 ) -> TrainState:
     """One step of the student on one global batch.
 
@@ -84,24 +86,36 @@ def train_step(
         skip_limit: 1 or more.
         gradient_names: the gradients that `optimizer` takes, as `value_and_named_gradients` makes them, each term of
             the loss in exactly one; (): one tree, of the whole loss.
+        accumulate: the loss and its gradient are computed in this many parts of the batch, one after the other
+            (`parts`), and averaged; it divides the batch. BatchNorm normalises each part by its own statistics, and
+            its running statistics move once for each part. All else is as for the whole batch, if the method does not
+            need it (`Method.needs_whole_batch`).
 
     Returns:
         The next state; unless the step was skipped, `totals` and `epoch_totals` include this step's metrics.
     """
-    labels = batch["label"]
-    teacher_logits = teacher.logits(batch) if method.needs_teacher else None
-    gradients_of = _gradient_function(
-        student,
-        state,
-        batch,
-        teacher_logits,
-        method=method,
-        progress=Progress(state.step, steps_per_epoch, total_steps),
-        label_smoothing=label_smoothing,
-        gradient_names=gradient_names,
+    progress = Progress(state.step, steps_per_epoch, total_steps)
+
+    def of_part(batch_stats: Any, part: Batch) -> tuple[Any, tuple, tuple]:
+        teacher_logits = teacher.logits(part) if method.needs_teacher else None
+        gradients_of = _gradient_function(
+            student,
+            batch_stats,
+            part,
+            teacher_logits,
+            method=method,
+            progress=progress,
+            label_smoothing=label_smoothing,
+            gradient_names=gradient_names,
+        )
+        (loss, (logits, terms, batch_stats)), gradients = gradients_of(state.params)
+        return batch_stats, (loss, terms, gradients), (logits, teacher_logits)
+
+    batch_stats, (loss, terms, gradients), (logits, teacher_logits) = parts.computed(
+        of_part, state.batch_stats, batch, count=accumulate
     )
-    (loss, (logits, terms, batch_stats)), gradients = gradients_of(state.params)
-    whole = jax.tree.map(lambda *parts: sum(parts), *gradients.values()) if gradient_names else gradients
+    labels = batch["label"]
+    whole = jax.tree.map(lambda *named: sum(named), *gradients.values()) if gradient_names else gradients
     gradient_norm = optax.tree.norm(whole)
     means = {"loss": loss, "grad_norm": gradient_norm}
     if teacher_logits is not None:
@@ -115,7 +129,7 @@ def train_step(
 
 def _gradient_function(
     student: Network,
-    state: TrainState,
+    batch_stats: Any,
     batch: Batch,
     teacher_logits: jax.Array | None,
     *,
@@ -128,7 +142,7 @@ def _gradient_function(
     labels = batch["label"]
 
     def forward(params):
-        network = student.with_variables({"params": params, "batch_stats": state.batch_stats})
+        network = student.with_variables({"params": params, "batch_stats": batch_stats})
         logits, updated = network(batch["image"], train=True, mutable=["batch_stats"])
         return logits, updated.get("batch_stats", {})
 
@@ -187,19 +201,33 @@ def _kept_if(sound: jax.Array, updated: TrainState, state: TrainState) -> TrainS
 
 
 def finite_rows(
-    state: TrainState, teacher: Teacher | None, batch: Batch, *, student: Network, method: Method
+    state: TrainState,
+    teacher: Teacher | None,
+    batch: Batch,
+    *,
+    student: Network,
+    method: Method,
+    accumulate: int = 1,
 ) -> dict[str, jax.Array]:
     """For each part of the training loss, the rows of a batch in which it is finite.
+
+    Args: as `train_step`.
 
     Returns:
         Name from `PARTS` -> bool `[batch]`, for the parts that this method has. All are true where only the gradient
         with respect to the parameters is not finite.
     """
-    labels = batch["label"]
-    logits, _ = student.with_variables(state.variables)(batch["image"], train=True, mutable=["batch_stats"])
-    rows = {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
-    if method.needs_teacher:
-        rows["teacher logits"] = teacher_logits = teacher.logits(batch)
-        parts = losses.examine(logits, teacher_logits, labels, temperature=method.teacher_temperature or 1.0)
-        rows |= {part: parts[name] for part, name in PARTS.items() if name is not None}
-    return {name: jnp.isfinite(value).reshape(len(labels), -1).all(axis=1) for name, value in rows.items()}
+
+    def of_part(_, part: Batch) -> tuple[None, None, dict[str, jax.Array]]:
+        labels = part["label"]
+        logits, _ = student.with_variables(state.variables)(part["image"], train=True, mutable=["batch_stats"])
+        rows = {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
+        if method.needs_teacher:
+            rows["teacher logits"] = teacher_logits = teacher.logits(part)
+            terms = losses.examine(logits, teacher_logits, labels, temperature=method.teacher_temperature or 1.0)
+            rows |= {name: terms[term] for name, term in PARTS.items() if term is not None}
+        finite = {name: jnp.isfinite(value).reshape(len(labels), -1).all(axis=1) for name, value in rows.items()}
+        return None, None, finite
+
+    _, _, rows = parts.computed(of_part, None, batch, count=accumulate)
+    return rows

@@ -130,6 +130,31 @@ def test_an_optimizer_of_named_gradients_is_refused_where_it_does_not_fit(change
         rules.validate(resolved(**changes))
 
 
+@pytest.mark.wrong_input
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 0}, r"config.accumulate=0 is not allowed: a whole number in \[1, inf\)"),
+        ({"accumulate": 3}, "config.accumulate=3 must divide batch_size=128"),
+        (
+            {"accumulate": 64, "batch_norm_groups": 4},
+            "config.accumulate=64 times batch_norm_groups=4 must divide batch_size=128",
+        ),
+        ({"accumulate": 2, "method": "dist"}, "the loss of method dist needs the whole batch at once$"),
+        ({"accumulate": 2, "method": "all"}, "the loss of method dist needs the whole batch at once$"),
+        (
+            {"accumulate": 2, "dgkd.convention": "literal"},
+            "method dgkd needs the whole batch at once; it does not with .* literal with config.dgkd.parity_batch=128",
+        ),
+        ({"accumulate": 2, "dgkd.convention": "normalized"}, "the loss of method dgkd needs the whole batch at once"),
+        ({"accumulate": 2, "dgkd.wrt": "params"}, "the loss of method dgkd needs the whole batch at once"),
+    ],
+)
+def test_parts_of_a_batch_are_refused_where_they_are_uneven_or_the_loss_needs_all_of_it(changes, message):
+    with pytest.raises(BadInput, match=message):
+        rules.validate(resolved(**changes))
+
+
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs_teacher])
 def test_dot_goes_with_every_method_that_has_a_teacher(method):
     rules.validate(resolved(**{"method": method, "optimizer.name": "dot"}))
@@ -191,9 +216,9 @@ def test_only_keys_that_change_the_result_make_another_run(change, same):
 
 # Another value of these makes no other run: the same numbers all the same.
 DECIDES_NOTHING = {
-    "name", "note", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache", "log_every",
-    "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp", "data.dir",
-    "data.manual_dir", "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call",
+    "name", "note", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
+    "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp",
+    "data.dir", "data.manual_dir", "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call",
     "teacher.workdir", "teacher.cache",
 }  # fmt: skip
 # Of these neither, for a run: the teacher that it has is compared by its weights.
@@ -248,8 +273,8 @@ def test_a_key_makes_another_run_exactly_where_it_decides_what_is_computed(key, 
     value = other_value(key, rules.flatten(one)[key])
     other = rules.with_method(one, method)
     other.update_from_flattened_dict({key: value})
-    if key in ("data.mixup", "data.cutmix") and method == "rld":
-        with pytest.raises(BadInput, match="method rld needs one"):
+    if (key in ("data.mixup", "data.cutmix") and method == "rld") or (key, method) == ("accumulate", "dist"):
+        with pytest.raises(BadInput, match=f"method {method} needs"):
             rules.validate(other)
         return
     rules.validate(other)
@@ -412,7 +437,8 @@ def test_a_run_from_before_a_key_existed_goes_on_where_the_key_is_off():
     config = default.get_config()
     config.update_from_flattened_dict({"method": "kd", "student.model": "resnet8", "data.name": "cifar100"})
     recorded = rules.identity(config)
-    assert not {"data.mixup", "data.trivial_augment", "kd.standardize"} & set(recorded)  # as older runs have it
+    added = {"data.mixup", "data.trivial_augment", "kd.standardize", "accumulate"}
+    assert not added & set(recorded)  # as older runs have it
     rules.check_same_run(recorded, config, workdir="runs/old")
     config.update_from_flattened_dict({"data.mixup": 0.2, "kd.standardize": True})
     with pytest.raises(BadInput, match=r"data.mixup=0.0 there, 0.2 here, kd.standardize=False there, True here"):
