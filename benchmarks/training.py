@@ -1,6 +1,7 @@
 """The training step of a named pair on invented images, for the benchmarks that need one but no data."""
 
 import argparse
+import functools
 from typing import Any
 
 import jax
@@ -66,6 +67,7 @@ def build(
     dtype: str = "float32",
     method: Method | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    accumulate: int = 1,
 ) -> tuple[jax.stages.Wrapped, tuple[Any, Network, dict[str, jax.Array]]]:
     """The step of a run, as a run compiles it, and its arguments.
 
@@ -78,6 +80,7 @@ def build(
         dtype: of the computation.
         method: None is DGKD with its defaults.
         optimizer: None is the default configuration's at a rate of 0.01.
+        accumulate: parts of the batch.
 
     Returns:
         The jitted step, and the state (donated to it), the teacher and a batch, on the mesh.
@@ -92,6 +95,7 @@ def build(
     taught = network(teacher, 1)
     current, placed = sharding.place(start, mesh), taught.with_variables(sharding.place(taught.variables, mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, current)
+    step = functools.partial(step, accumulate=accumulate)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     host = examples(batch, image_shape=image_shape, classes=classes)
     return compiled, (current, placed, sharding.to_global(host, mesh))

@@ -2,6 +2,10 @@
 
     python -m dgkd_jax.main --config=configs/cifar100.py:resnet56,resnet20 [--config.method=METHOD]
 
+The pair can be any two names of dgkd_jax.models.NAMES. One that is not published takes the recipe of the nearest pair
+that is (the most similar student, then teacher: configs/pairs.py), and the run says which. The networks get images of
+224 pixels where the name of one ends so, as ViT's do, else of 32.
+
 Recipe: 240 epochs, SGD with momentum 0.9, weight decay 5e-4, batch 64, learning rate 0.05 (0.01 for ShuffleNet and
 MobileNet students) divided by 10 after 150, 180 and 210 epochs, T 4, α 1, warm-up 20, CE 1, β per pair. Source:
 mdistiller (configs/cifar100/dkd), with the schedule of RepDistiller. Not run here: it takes hours on a GPU.
@@ -55,7 +59,6 @@ from configs import pairs
 from dgkd_jax.runs import default
 
 _SLOW = {"learning_rate": 0.01}  # ShuffleNet and MobileNet students
-_VIT = {"image_size": 224}  # ViT's patches of 16 pixels need the larger image
 
 PAIRS = {
     "resnet32x4,resnet8x4": {"beta": 8.0},
@@ -68,31 +71,35 @@ PAIRS = {
     "resnet32x4,shufflenet_v2_cifar": {"beta": 8.0, **_SLOW},
     "resnet50_cifar,mobilenet_v2_half_cifar": {"beta": 8.0, **_SLOW},
     "resnet50_cifar,resnet18_cifar": {"beta": 8.0},
-    "vit_small_patch16_224,resnet18_cifar": {"beta": 8.0, **_VIT},
+    "vit_small_patch16_224,resnet18_cifar": {"beta": 8.0},
     "resnet18_cifar,resnet18_cifar": {"beta": 8.0},
     "resnet50_cifar,resnet50_cifar": {"beta": 8.0},
     "resnet101_cifar,resnet101_cifar": {"beta": 8.0},
     "shufflenet_v2_cifar,resnet50_cifar": {"beta": 8.0},
-    "shufflenet_v2_cifar,vit_small_patch16_224": {"beta": 8.0, **_VIT},
+    "shufflenet_v2_cifar,vit_small_patch16_224": {"beta": 8.0},
 }
 
 
 def get_config(pair: str | None = None):
-    teacher, student, recipe = pairs.choose(pair, PAIRS, default="resnet56,resnet20", file="configs/cifar100.py")
+    teacher, student, recipe, note = pairs.choose(pair, PAIRS, default="resnet56,resnet20", file="configs/cifar100.py")
+    side = pairs.image_side(teacher, student)
     config = default.get_config()
+    config.note = note
     config.name = f"cifar100-{teacher}-{student}"
     config.teacher.model = teacher
-    config.teacher.workdir = f"runs/cifar100-teachers/{teacher}"  # shared by all pairs with this teacher
+    # Shared by all pairs with this teacher and images of this size.
+    resized = f"-{side}" if side != pairs.image_side(teacher) else ""
+    config.teacher.workdir = f"runs/cifar100-teachers/{teacher}{resized}"
     config.student.model = student
 
     config.data.name = "cifar100"
     config.data.augment = "pad_crop_flip"
-    config.data.image_size = recipe.get("image_size", 32)
-    config.data.eval_resize = recipe.get("image_size", 0)
+    config.data.image_size = side or 32
+    config.data.eval_resize = side
     config.eval_batch_size = 512
 
     config.optimizer.learning_rate = recipe.get("learning_rate", 0.05)
-    config.dkd.beta = recipe["beta"]
+    config.dkd.beta = recipe.get("beta", 8.0)  # mdistiller's default
     config.gdkd.w1, config.gdkd.w2 = recipe.get("gdkd", (8.0, 8.0))
     config.nkd.gamma = 3.5
     config.nkd.temperature = 3.0

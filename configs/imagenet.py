@@ -2,6 +2,9 @@
 
     python -m dgkd_jax.main --config=configs/imagenet.py:resnet50,resnet18
 
+The pair can be any two names of dgkd_jax.models.NAMES. All have one recipe. A teacher that is not in `WEIGHTS` is
+trained first, by the same recipe, once; or give --config.teacher.weights=FILE.
+
 Recipe: batch 512, SGD with momentum 0.9, learning rate 0.2 divided by 10 after 30, 60 and 90 of 100 epochs, weight
 decay 1e-4, T 1, α 1, β 0.5, warm-up 1 (mdistiller, configs/imagenet/r34_r18/dkd.yaml); KD with 0.5·CE + 0.5·KD at T 1
 (kd.yaml there). Data preparation and hardware: README.md. Not run here: the build machine had no ImageNet.
@@ -40,11 +43,16 @@ WEIGHTS = {
 
 
 def get_config(pair: str | None = None):
-    teacher, student, _ = pairs.choose(pair, PAIRS, default="resnet50,resnet18", file="configs/imagenet.py")
+    teacher, student, _, note = pairs.choose(pair, PAIRS, default="resnet50,resnet18", file="configs/imagenet.py")
     config = default.get_config()
+    config.note = note
     config.name = f"imagenet-{teacher}-{student}"
     config.teacher.model = teacher
-    config.teacher.weights = f"weights/{WEIGHTS[teacher]}"
+    if teacher in WEIGHTS:
+        config.teacher.weights = f"weights/{WEIGHTS[teacher]}"
+    else:
+        config.teacher.workdir = f"runs/imagenet-teachers/{teacher}"  # shared by all pairs with this teacher
+        config.note += f". It trains {teacher} first, unless --config.teacher.weights names its weights"
     config.teacher.epochs = 100
     config.teacher.learning_rate = 0.2
     if teacher == "vit_small_patch16_224":  # timm's weights were trained on pixels in [-1, 1]

@@ -24,6 +24,7 @@ from configs import imagenet
 def get_config(pair: str | None = None):
     config = imagenet.get_config(pair)
     config.name = config.name.replace("imagenet", "imagenet-strong", 1)
+    config.teacher.workdir = config.teacher.workdir.replace("imagenet", "imagenet-strong", 1)
     config.method = "kd"
 
     config.data.eval_resize = 232

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from commands import in_a_folder_of_its_own, run  # noqa: F401
 from ml_collections import ConfigDict
 
 from dgkd_jax import models, torch_port
 from dgkd_jax.methods import METHODS
+from dgkd_jax.runs import launch
 from dgkd_jax.torch_port import files as weight_files
 from dgkd_jax.training.teacher import missing_weights
 
@@ -69,7 +71,11 @@ TINY = (
             ["--config=configs/mnist5k.py", "epochs=3"],
             "unexpected argument 'epochs=3'; overrides are written --config.KEY=",
         ),
-        (["--config=configs/cifar100.py:resnet56,resnet21"], "no such pair; did you mean 'resnet56,resnet20'?"),
+        (
+            ["--config=configs/cifar100.py:resnt56,resnet20"],
+            "configs/cifar100.py:resnt56,resnet20: no network 'resnt56'; did you mean 'resnet56' or .*",
+        ),
+        (["--config=configs/imagenet.py:resnet50"], "configs/imagenet.py:resnet50: a pair is TEACHER,STUDENT, such as"),
         (
             [
                 "--config=configs/mnist5k.py",
@@ -202,6 +208,21 @@ def test_the_cards_command_runs_on_generated_images(tmp_path, capsys):
     # torchvision's documented parameter counts
     assert (result["teacher"]["parameters"], result["student"]["parameters"]) == (25_557_032, 11_689_512)
     assert result["evaluation"] | {"note": ""} == {"split": "validation", "examples": 9, "note": ""}
+
+
+def test_a_pair_without_a_published_recipe_says_once_whose_recipe_it_took(capsys):
+    assert run("--config=configs/imagenet.py:resnet50,resnet8") == 2  # there is no ImageNet
+    line = "configs/imagenet.py: no published recipe for resnet50,resnet8; takes that of resnet50,resnet18\n"
+    assert capsys.readouterr().err.count(line) == 1
+
+
+def test_a_note_is_printed_by_one_process_of_several(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    launch._print_note(ConfigDict({"note": "taken from there"}))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    launch._print_note(ConfigDict({"note": "taken from there"}))
+    assert capsys.readouterr().err == "taken from there\n"
 
 
 @pytest.fixture(scope="module")

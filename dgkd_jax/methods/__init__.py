@@ -36,6 +36,8 @@ class Method(Protocol):
         needs_labels: whether `terms` reads the labels.
         needs_class_indices: whether labels must be class indices, not the distributions of mixed images.
         needs_class_order: whether renumbering the classes changes the loss.
+        needs_whole_batch: whether the loss of a batch is not the mean of the losses of its equal parts: a term is no
+            mean over examples, or `loss` is not linear in the terms.
         needs_parameter_gradients: if True, `terms` also gets `pull_back`: cotangents of the logits -> gradients of the
             parameters.
         term_units: name of each of `terms` -> label of an axis that shows it. The metrics have the same names.
@@ -48,6 +50,7 @@ class Method(Protocol):
     needs_labels: ClassVar[bool]
     needs_class_indices: bool
     needs_class_order: bool
+    needs_whole_batch: bool
     needs_parameter_gradients: bool
     term_units: ClassVar[dict[str, str]]
     teacher_temperature: float | None

@@ -17,6 +17,7 @@ class CE:
     needs_labels: ClassVar[bool] = False
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {}
     teacher_temperature: ClassVar[None] = None

@@ -49,6 +49,11 @@ class DGKD:
         return self.distance == "wasserstein"
 
     @property
+    def needs_whole_batch(self) -> bool:
+        divides_by_batch = self.convention == "literal" and self.distance == "mse" and not self.parity_batch
+        return self.wrt == "params" or divides_by_batch or self.convention in ("normalized", "self_normalized")
+
+    @property
     def needs_class_indices(self) -> bool:
         return self.distance != "mse" or self.wrt == "params"
 

@@ -25,6 +25,7 @@ class DIST:
     needs_labels: ClassVar[bool] = False
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = True  # the columns
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"dist": "DIST"}
     teacher_temperature: ClassVar[None] = None  # correlates every class, so a cache of the top classes is not enough

@@ -19,6 +19,7 @@ class DKD:
     needs_labels: ClassVar[bool] = True
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"tckd": "T²·TCKD [nats]", "nckd": "T²·NCKD [nats]"}
 

@@ -25,6 +25,7 @@ class GDKD:
     needs_labels: ClassVar[bool] = False
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"gdkd": "T²·(w0·KL + w1·KL + w2·KL) [nats]"}
     teacher_temperature: ClassVar[None] = None  # compares the classes outside the top k, too

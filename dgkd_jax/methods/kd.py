@@ -21,6 +21,7 @@ class KD:
     needs_labels: ClassVar[bool] = False
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"kd": "T²·KL(teacher ‖ student) [nats]"}
 

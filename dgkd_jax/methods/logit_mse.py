@@ -19,6 +19,7 @@ class LogitMSE:
     needs_labels: ClassVar[bool] = False
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"logit_mse": "mean (z − v)²"}
     teacher_temperature: ClassVar[None] = None  # reads the raw logits

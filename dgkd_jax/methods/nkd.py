@@ -24,6 +24,7 @@ class NKD:
     needs_labels: ClassVar[bool] = True
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"nkd": "NKD [nats]"}
     teacher_temperature: ClassVar[None] = None  # reads the probabilities at 1 and at T

@@ -28,6 +28,7 @@ class Objective:
     needs_labels: ClassVar[bool] = True
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"objective": "objective"}
     teacher_temperature: ClassVar[None] = None

@@ -24,6 +24,7 @@ class RLD:
     needs_labels: ClassVar[bool] = True
     needs_class_indices: ClassVar[bool] = True
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"rld": "α·τ²·KL + β·T²·KL [nats]"}
     teacher_temperature: ClassVar[None] = None  # ranks every class

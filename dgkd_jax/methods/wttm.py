@@ -22,6 +22,7 @@ class WTTM:
     needs_labels: ClassVar[bool] = False
     needs_class_indices: ClassVar[bool] = False
     needs_class_order: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
     needs_parameter_gradients: ClassVar[bool] = False
     term_units: ClassVar[dict[str, str]] = {"wttm": "U·KL [nats]"}
     teacher_temperature: ClassVar[None] = None  # reads the probabilities at 1 and at 1/γ

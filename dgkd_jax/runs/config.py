@@ -58,6 +58,8 @@ def validate(config: ConfigDict) -> None:
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
         )
+    if config.accumulate > 1:
+        _check_accumulate(config)
     if config.optimizer.name in NAMED_GRADIENTS:
         _check_named_gradients(config)
 
@@ -75,6 +77,23 @@ def _methods_of(config: ConfigDict) -> dict[str, methods.Method]:
         for name in methods.names_of(config)
         if not own_code.is_given(name)
     }
+
+
+def _check_accumulate(config: ConfigDict) -> None:
+    chosen, groups = f"config.accumulate={config.accumulate}", config.batch_norm_groups
+    if config.batch_size % (config.accumulate * groups):
+        times = f" times batch_norm_groups={groups}" if groups > 1 else ""
+        raise BadInput(f"{chosen}{times} must divide batch_size={config.batch_size}")
+    for name, method in _methods_of(config).items():
+        if method.needs_whole_batch:
+            way_out = (
+                "; it does not with config.dgkd.wrt=logits and config.dgkd.convention=per_sample, or literal with "
+                f"config.dgkd.parity_batch={config.batch_size}"
+            )
+            raise BadInput(
+                f"{chosen} computes the batch in parts, and the loss of method {name} needs the whole batch at once"
+                + (way_out if name == "dgkd" else "")
+            )
 
 
 def _check_mixing(config: ConfigDict) -> None:
@@ -131,6 +150,7 @@ def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
 
 
 _ADDED_KEYS = (
+    "accumulate",
     *(f"data.{name}" for name in ("trivial_augment", "random_erasing", "mixup", "cutmix", "num_classes", "holdout")),
     *(f"{method}.standardize" for method in ("kd", "dkd")),
 )

@@ -65,6 +65,7 @@ _RUN_KEYS = {
         _NAME,
         decides="nothing",
     ),
+    "note": Key("", "a line that the run prints when it starts: where its recipe comes from", TEXT, decides="nothing"),
     "method": Key(
         "dgkd",
         f"{' | '.join(METHODS)}, or all: each in turn, then one table; or an own one",
@@ -175,6 +176,11 @@ _RUN_KEYS = {
     # training length and optimizer (defaults: CIFAR-100 recipe of RepDistiller and mdistiller)
     "epochs": Key(240, "passes over the training split", COUNT),
     "batch_size": Key(64, "global, over all devices", COUNT),
+    "accumulate": Key(
+        1,
+        "parts of the batch that a step computes one after the other, for memory; BatchNorm sees one at a time",
+        COUNT,
+    ),
     "eval_batch_size": Key(
         256, "global, rounded up to a multiple of the devices; does not change any result", COUNT, decides="nothing"
     ),

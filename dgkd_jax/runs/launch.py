@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 
@@ -33,6 +34,7 @@ def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable
         command_line.check_read(overrides, _CONFIG.value)
         set_up(_CONFIG.value)
         _join_processes(_CONFIG.value)
+        _print_note(_CONFIG.value)
         with Interruption() as interruption:
             work(_CONFIG.value, interruption.agreed)
     except errors.EXPECTED as error:
@@ -90,6 +92,11 @@ def _join_processes(settings: ConfigDict) -> None:
     except ValueError as error:
         if "coordinator_address" not in str(error):
             raise  # a misconfigured cluster, not a single machine
+
+
+def _print_note(settings: ConfigDict) -> None:
+    if settings.note and jax.process_index() == 0:
+        print(settings.note, file=sys.stderr, flush=True)
 
 
 def _keep_exit_code(code: int, *, seconds: float) -> None:

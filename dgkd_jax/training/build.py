@@ -80,6 +80,7 @@ def build(
         ema_decay=config.optimizer.ema_decay,
         skip_limit=config.nonfinite_limit,
         gradient_names=NAMED_GRADIENTS.get(config.optimizer.name, ()),
+        accumulate=config.accumulate,
     )
     many_steps = functools.partial(
         steps_on_device,
@@ -89,7 +90,13 @@ def build(
         batch_sharding=sharding.batch_sharding(mesh),
     )
     compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, current)}
-    look = functools.partial(_on_augmented(finite_rows, augment), student=student, method=method, seed=config.seed)
+    look = functools.partial(
+        _on_augmented(finite_rows, augment),
+        student=student,
+        method=method,
+        seed=config.seed,
+        accumulate=config.accumulate,
+    )
     program = Program(
         train_step=jax.jit(one_step, **compiled),
         steps_on_device=jax.jit(many_steps, **compiled),

@@ -52,11 +52,13 @@ def check(
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises BadInput if the batch cannot be split over the devices."""
-    if config.batch_size % mesh.size:
-        fits = math.ceil(config.batch_size / mesh.size) * mesh.size
+    """Raises BadInput if the batch, or a part of it, cannot be split over the devices."""
+    step = mesh.size * config.accumulate
+    if config.batch_size % step:
+        fits = math.ceil(config.batch_size / step) * step
+        times = f", times config.accumulate={config.accumulate}" if config.accumulate > 1 else ""
         raise BadInput(
-            f"config.batch_size={config.batch_size} must be a multiple of the number of devices, {mesh.size}: "
+            f"config.batch_size={config.batch_size} must be a multiple of the number of devices, {mesh.size}{times}: "
             f"try --config.batch_size={fits}"
         )
 

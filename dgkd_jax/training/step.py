@@ -16,6 +16,7 @@ from dgkd_jax.losses import comparison
 from dgkd_jax.methods import Method
 from dgkd_jax.methods.progress import Progress
 from dgkd_jax.models.network import Network
+from dgkd_jax.training import parts
 from dgkd_jax.training.named_gradients import value_and_named_gradients
 from dgkd_jax.training.state import TrainState
 
@@ -67,6 +68,7 @@ def train_step(
     ema_decay: float = 0.0,
     skip_limit: int = 1,
     gradient_names: tuple[str, ...] = (),
+    accumulate: int = 1,
 ) -> TrainState:
     """One step of the student on one global batch.
 
@@ -89,25 +91,38 @@ def train_step(
         skip_limit: 1 or more.
         gradient_names: the gradients that `optimizer` takes, as `value_and_named_gradients` makes them, each term of
             the loss in exactly one; (): one tree, of the whole loss.
+        accumulate: the loss and its gradient are computed in this many parts of the batch, one after the other
+            (`parts`), and averaged; it divides the batch. BatchNorm normalises each part by its own statistics, and
+            its running statistics move once for each part. All else is as for the whole batch, if the method does not
+            need it (`Method.needs_whole_batch`).
 
     Returns:
         The next state; unless the step was skipped, `totals` and `epoch_totals` include this step's metrics.
     """
-    labels = batch["label"]
-    teacher_logits = teacher.logits(batch) if method.needs_teacher else None
-    gradients_of = _gradient_function(
-        student,
-        state,
-        batch,
-        teacher_logits,
-        method=method,
-        progress=Progress(state.step, steps_per_epoch, total_steps),
-        options=_in_training(student, state.step, seed),
-        label_smoothing=label_smoothing,
-        gradient_names=gradient_names,
+    progress = Progress(state.step, steps_per_epoch, total_steps)
+
+    def of_part(carried: tuple[jax.Array, Any], part: Batch) -> tuple[tuple[jax.Array, Any], tuple, tuple]:
+        number, batch_stats = carried
+        teacher_logits = teacher.logits(part) if method.needs_teacher else None
+        gradients_of = _gradient_function(
+            student,
+            batch_stats,
+            part,
+            teacher_logits,
+            method=method,
+            progress=progress,
+            options=_in_training(student, state.step, seed, number),
+            label_smoothing=label_smoothing,
+            gradient_names=gradient_names,
+        )
+        (loss, (logits, terms, batch_stats)), gradients = gradients_of(state.params)
+        return (number + 1, batch_stats), (loss, terms, gradients), (logits, teacher_logits)
+
+    (_, batch_stats), (loss, terms, gradients), (logits, teacher_logits) = parts.computed(
+        of_part, (jnp.int32(0), state.batch_stats), batch, count=accumulate
     )
-    (loss, (logits, terms, batch_stats)), gradients = gradients_of(state.params)
-    whole = jax.tree.map(lambda *parts: sum(parts), *gradients.values()) if gradient_names else gradients
+    labels = batch["label"]
+    whole = jax.tree.map(lambda *named: sum(named), *gradients.values()) if gradient_names else gradients
     gradient_norm = optax.tree.norm(whole)
     means = {"loss": loss, "grad_norm": gradient_norm}
     if teacher_logits is not None:
@@ -119,19 +134,19 @@ def train_step(
     return _kept_if(sound, updated, state)
 
 
-def _in_training(student: Network, step: jax.Array, seed: int) -> dict[str, Any]:
-    """What the student is called with in a training step: a pure function of (seed, step)."""
+def _in_training(student: Network, step: jax.Array, seed: int, number: jax.Array) -> dict[str, Any]:
+    """What the student is called with in part `number` of a training step: a pure function of (seed, step, number)."""
     options = {"train": True, "mutable": ["batch_stats"]}
     if not student.random:
         return options
     # Of a fixed generator: another default of JAX's would train otherwise.
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _STUDENTS_STREAM)
-    return options | {"key": jax.random.fold_in(key, step)}
+    return options | {"key": jax.random.fold_in(jax.random.fold_in(key, step), number)}
 
 
 def _gradient_function(
     student: Network,
-    state: TrainState,
+    batch_stats: Any,
     batch: Batch,
     teacher_logits: jax.Array | None,
     *,
@@ -145,7 +160,7 @@ def _gradient_function(
     labels = batch["label"]
 
     def forward(params):
-        network = student.with_variables({"params": params, "batch_stats": state.batch_stats})
+        network = student.with_variables({"params": params, "batch_stats": batch_stats})
         logits, updated = network(batch["image"], **options)
         return logits, updated.get("batch_stats", {})
 
@@ -204,20 +219,35 @@ def _kept_if(sound: jax.Array, updated: TrainState, state: TrainState) -> TrainS
 
 
 def finite_rows(
-    state: TrainState, teacher: Teacher | None, batch: Batch, *, student: Network, method: Method, seed: int = 0
+    state: TrainState,
+    teacher: Teacher | None,
+    batch: Batch,
+    *,
+    student: Network,
+    method: Method,
+    seed: int = 0,
+    accumulate: int = 1,
 ) -> dict[str, jax.Array]:
     """For each part of the training loss, the rows of a batch in which it is finite.
+
+    Args: as `train_step`.
 
     Returns:
         Name from `PARTS` -> bool `[batch]`, for the parts that this method has. All are true where only the gradient
         with respect to the parameters is not finite.
     """
-    labels = batch["label"]
-    options = _in_training(student, state.step, seed)
-    logits, _ = student.with_variables(state.variables)(batch["image"], **options)
-    rows = {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
-    if method.needs_teacher:
-        rows["teacher logits"] = teacher_logits = teacher.logits(batch)
-        parts = losses.examine(logits, teacher_logits, labels, temperature=method.teacher_temperature or 1.0)
-        rows |= {part: parts[name] for part, name in PARTS.items() if name is not None}
-    return {name: jnp.isfinite(value).reshape(len(labels), -1).all(axis=1) for name, value in rows.items()}
+
+    def of_part(number: jax.Array, part: Batch) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+        labels = part["label"]
+        options = _in_training(student, state.step, seed, number)
+        logits, _ = student.with_variables(state.variables)(part["image"], **options)
+        rows = {"student logits": logits, "CE": losses.cross_entropy(logits, labels)}
+        if method.needs_teacher:
+            rows["teacher logits"] = teacher_logits = teacher.logits(part)
+            terms = losses.examine(logits, teacher_logits, labels, temperature=method.teacher_temperature or 1.0)
+            rows |= {name: terms[term] for name, term in PARTS.items() if term is not None}
+        finite = {name: jnp.isfinite(value).reshape(len(labels), -1).all(axis=1) for name, value in rows.items()}
+        return number + 1, None, finite
+
+    _, _, rows = parts.computed(of_part, jnp.int32(0), batch, count=accumulate)
+    return rows

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar100, default, imagenet, mnist5k
+from configs import cifar100, default, imagenet, imagenet_strong, mnist5k
 from dgkd_jax import models
 from dgkd_jax.errors import BadInput
 from dgkd_jax.methods import METHODS, needs_teacher, section_keys, sections_of
@@ -131,6 +131,31 @@ def test_an_optimizer_of_named_gradients_is_refused_where_it_does_not_fit(change
         rules.validate(resolved(**changes))
 
 
+@pytest.mark.wrong_input
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 0}, r"config.accumulate=0 is not allowed: a whole number in \[1, inf\)"),
+        ({"accumulate": 3}, "config.accumulate=3 must divide batch_size=128"),
+        (
+            {"accumulate": 64, "batch_norm_groups": 4},
+            "config.accumulate=64 times batch_norm_groups=4 must divide batch_size=128",
+        ),
+        ({"accumulate": 2, "method": "dist"}, "the loss of method dist needs the whole batch at once$"),
+        ({"accumulate": 2, "method": "all"}, "the loss of method dist needs the whole batch at once$"),
+        (
+            {"accumulate": 2, "dgkd.convention": "literal"},
+            "method dgkd needs the whole batch at once; it does not with .* literal with config.dgkd.parity_batch=128",
+        ),
+        ({"accumulate": 2, "dgkd.convention": "normalized"}, "the loss of method dgkd needs the whole batch at once"),
+        ({"accumulate": 2, "dgkd.wrt": "params"}, "the loss of method dgkd needs the whole batch at once"),
+    ],
+)
+def test_parts_of_a_batch_are_refused_where_they_are_uneven_or_the_loss_needs_all_of_it(changes, message):
+    with pytest.raises(BadInput, match=message):
+        rules.validate(resolved(**changes))
+
+
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.needs_teacher])
 def test_dot_goes_with_every_method_that_has_a_teacher(method):
     rules.validate(resolved(**{"method": method, "optimizer.name": "dot"}))
@@ -192,9 +217,10 @@ def test_only_keys_that_change_the_result_make_another_run(change, same):
 
 # Another value of these makes no other run: the same numbers all the same.
 DECIDES_NOTHING = {
-    "name", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache", "log_every", "eval_every",
-    "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp", "data.dir", "data.manual_dir",
-    "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call", "teacher.workdir", "teacher.cache",
+    "name", "note", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
+    "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp",
+    "data.dir", "data.manual_dir", "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call",
+    "teacher.workdir", "teacher.cache",
 }  # fmt: skip
 # Of these neither, for a run: the teacher that it has is compared by its weights.
 DECIDES_THE_TEACHER = {"teacher.weights", "teacher.epochs", "teacher.learning_rate", "teacher.seed"} | {
@@ -253,8 +279,8 @@ def test_a_key_makes_another_run_exactly_where_it_decides_what_is_computed(key, 
     value = other_value(key, rules.flatten(one)[key])
     other = rules.with_method(one, method)
     other.update_from_flattened_dict({key: value})
-    if key in ("data.mixup", "data.cutmix") and method == "rld":
-        with pytest.raises(BadInput, match="method rld needs one"):
+    if (key in ("data.mixup", "data.cutmix") and method == "rld") or (key, method) == ("accumulate", "dist"):
+        with pytest.raises(BadInput, match=f"method {method} needs"):
             rules.validate(other)
         return
     rules.validate(other)
@@ -334,17 +360,67 @@ def test_messages_about_the_teachers_training_name_the_teachers_keys():
     )
 
 
-@pytest.mark.parametrize(("module", "pairs"), [(cifar100, cifar100.PAIRS), (imagenet, imagenet.PAIRS)])
-def test_each_published_pair_gives_a_configuration_or_says_what_is_not_built(module, pairs):
-    for pair in pairs:
-        teacher, student = pair.split(",")
-        if {teacher, student} <= set(models.NAMES):
+@pytest.mark.parametrize("module", [cifar100, imagenet, imagenet_strong])
+def test_each_published_pair_gives_a_configuration_with_nothing_to_note(module):
+    for pair in getattr(module, "PAIRS", imagenet.PAIRS):
+        config = module.get_config(pair)
+        assert f"{config.teacher.model},{config.student.model}" == pair
+        assert config.note == ""
+        rules.validate(config)
+
+
+@pytest.mark.parametrize("module", [cifar100, imagenet, imagenet_strong])
+def test_any_two_networks_are_a_pair(module):
+    """Every name as teacher and as student, each beside the next name, and beside itself."""
+    for teacher, student in zip(models.NAMES, models.NAMES[1:] + models.NAMES[:1], strict=True):
+        for pair in (f"{teacher},{student}", f"{teacher},{teacher}"):
             config = module.get_config(pair)
-            assert (config.teacher.model, config.student.model) == (teacher, student)
+            assert f"{config.teacher.model},{config.student.model}" == pair
             rules.validate(config)
-        else:
-            with pytest.raises(ValueError, match=r"model \w+ is not built yet. Pairs that can be run: "):
-                module.get_config(pair)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8", "resnet18", "shufflenet_v1_cifar", "mobilenet_v2",
+                                  "efficientnet_lite0", "vit_tiny_patch16_224", "convnext_tiny", "swin_s",
+                                  "small_cnn_w4"])  # fmt: skip
+def test_every_kind_of_network_takes_the_images_of_its_pair(name):
+    model = models.create(name, num_classes=100)
+    for pair in (f"{name},resnet8", f"resnet8,{name}"):
+        side = cifar100.get_config(pair).data.image_size
+        models.shapes(model, (side, side, 3))  # raises where the network cannot take them
+
+
+@pytest.mark.parametrize(
+    ("pair", "beta", "rate", "note"),
+    [
+        ("resnet20,resnet8", 2.0, 0.05, "takes that of resnet56,resnet20: β 2, GDKD's w1 and w2 1 and 1"),
+        ("resnet56,resnet8x4", 8.0, 0.05, "takes that of resnet32x4,resnet8x4: β 8"),  # the same student
+        ("wrn_40_2,resnet8x4", 8.0, 0.05, "takes that of resnet32x4,resnet8x4: β 8"),
+        ("wrn_40_2,shufflenet_v2_x0_5", 8.0, 0.01, "resnet32x4,shufflenet_v1_cifar: β 8, learning rate 0.01"),
+        ("resnet32x4,swin_s", 8.0, 0.05, "takes the one that its pairs have in common"),  # a teacher is not enough
+    ],
+)
+def test_a_pair_takes_the_recipe_of_the_nearest_student_and_says_so(pair, beta, rate, note):
+    config = cifar100.get_config(pair)
+    assert (config.dkd.beta, config.optimizer.learning_rate) == (beta, rate)
+    assert config.note.startswith(f"configs/cifar100.py: no published recipe for {pair}; ")
+    assert config.note.endswith(note)
+
+
+def test_a_teacher_at_two_sizes_of_image_has_two_folders():
+    folders = [
+        cifar100.get_config(f"shufflenet_v2_cifar,{student}").teacher.workdir
+        for student in ("resnet50_cifar", "vit_small_patch16_224")
+    ]
+    assert folders == [f"runs/cifar100-teachers/shufflenet_v2_cifar{size}" for size in ("", "-224")]
+
+
+def test_an_imagenet_teacher_without_known_weights_is_trained_and_the_run_says_so():
+    config = imagenet.get_config("swin_s,resnet18")
+    assert (config.teacher.weights, config.teacher.workdir) == ("", "runs/imagenet-teachers/swin_s")
+    assert config.note == (
+        "configs/imagenet.py: no published recipe for swin_s,resnet18; takes that of resnet34,resnet18. "
+        "It trains swin_s first, unless --config.teacher.weights names its weights"
+    )
 
 
 def test_published_recipes_are_those_of_their_sources():
@@ -381,18 +457,29 @@ def test_published_recipes_are_those_of_their_sources():
     assert (config.dkd.alpha, config.dkd.beta, config.dkd.temperature, config.dkd.warmup_epochs) == (1.0, 0.5, 1.0, 1.0)
 
 
-def test_an_unknown_pair_is_named_with_the_nearest():
-    with pytest.raises(
-        ValueError, match="configs/cifar100.py:resnet56,resnet21: no such pair; did you mean 'resnet56,resnet20'"
-    ):
-        cifar100.get_config("resnet56,resnet21")
+@pytest.mark.wrong_input
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (
+            "resnet56,resnet2O",
+            "configs/cifar100.py:resnet56,resnet2O: no network 'resnet2O'; did you mean .*'resnet20'",
+        ),
+        ("resnt56, resnet20", "configs/cifar100.py:resnt56, resnet20: no network 'resnt56'; did you mean 'resnet56'"),
+        ("resnet56", "configs/cifar100.py:resnet56: a pair is TEACHER,STUDENT, such as configs/cifar100.py:resnet56,"),
+    ],
+)
+def test_a_misspelt_pair_is_refused_with_the_nearest_name(pair, message):
+    with pytest.raises(BadInput, match=message):
+        cifar100.get_config(pair)
 
 
 def test_a_run_from_before_a_key_existed_goes_on_where_the_key_is_off():
     config = default.get_config()
     config.update_from_flattened_dict({"method": "kd", "student.model": "resnet8", "data.name": "cifar100"})
     recorded = rules.identity(config)
-    assert not {"data.mixup", "data.trivial_augment", "kd.standardize"} & set(recorded)  # as older runs have it
+    added = {"data.mixup", "data.trivial_augment", "kd.standardize", "accumulate"}
+    assert not added & set(recorded)  # as older runs have it
     rules.check_same_run(recorded, config, workdir="runs/old")
     config.update_from_flattened_dict({"data.mixup": 0.2, "kd.standardize": True})
     with pytest.raises(BadInput, match=r"data.mixup=0.0 there, 0.2 here, kd.standardize=False there, True here"):

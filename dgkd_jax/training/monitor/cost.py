@@ -12,8 +12,11 @@ BFLOAT16_PEAK_TFLOPS = {
 }
 
 
-def cost(compiled: jax.stages.Compiled) -> dict[str, float]:
+def cost(compiled: jax.stages.Compiled, *, is_loop: bool = False) -> dict[str, float]:
     """Operations and memory of a compiled program, on one device.
+
+    Args:
+        is_loop: it computes its batch in a loop, of which XLA counts one round, so operations are not told.
 
     Returns:
         Only what the backend reports. `step_gflops`: 10⁹ floating-point operations as XLA counts them; not on GPUs,
@@ -23,7 +26,7 @@ def cost(compiled: jax.stages.Compiled) -> dict[str, float]:
     """
     found = {}
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    if analysis and analysis.get("flops", 0) > 0 and jax.default_backend() != "gpu":
+    if analysis and analysis.get("flops", 0) > 0 and jax.default_backend() != "gpu" and not is_loop:
         found["step_gflops"] = analysis["flops"] / 1e9
     if memory is not None:
         for name, bytes_ in {

@@ -8,6 +8,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from dgkd_jax.training import parts
 from dgkd_jax.training.build import Program
 from dgkd_jax.training.monitor import cost, timing
 from dgkd_jax.training.monitor.epoch_log import EpochLog
@@ -67,7 +68,7 @@ class Recorder(contextlib.ExitStack):
 
     def compiled(self, step: int, program: jax.stages.Compiled) -> None:
         """The train step was compiled: log its cost once."""
-        self._cost = cost.cost(program)
+        self._cost = cost.cost(program, is_loop=parts.is_loop(self._config.accumulate))
         self._metrics.write(step, "goodput", self.spent.seconds() | self._cost)
         self.note(f"ready for the first step: {timing.summary(self.spent.seconds())}")
         self.note(f"one step, on each device: {cost.summary(self._cost)}")
