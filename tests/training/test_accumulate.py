@@ -18,11 +18,12 @@ from dgkd_jax import models
 from dgkd_jax.errors import BadInput, NumericFailure
 from dgkd_jax.methods import CE, DGKD, DIST, DKD, GDKD, KD, NKD, RLD, WTTM, LogitMSE
 from dgkd_jax.models import initial_values, layers
+from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import sharding
-from dgkd_jax.training import build as building
 from dgkd_jax.training import checks, loop, parts, state
 from dgkd_jax.training.decoupled_momentum import deepkd, dot
+from dgkd_jax.training.given import Given
 from dgkd_jax.training.optimizer import make_optimizer
 from dgkd_jax.training.step import finite_rows, metric_names, train_step
 
@@ -250,21 +251,16 @@ def test_a_step_with_one_bad_part_is_skipped_and_its_example_is_named():
             np.testing.assert_array_equal(np.flatnonzero(~np.asarray(rows[part])), [7], err_msg=part)
 
 
-def without_batch_norm(monkeypatch):
-    """Each run's student is `Plain`."""
-    student_of = building.student_of
-
-    def plain(config, source):
-        model = Plain(source.num_classes, jnp.float32)
-        return model, student_of(config, source)[1].replace(apply=model.apply)
-
-    monkeypatch.setattr(building, "student_of", plain)
+def without_batch_norm(source):
+    """A run's student is `Plain`."""
+    model = Plain(source.num_classes, jnp.float32)
+    shapes, initialise = (functools.partial(function, model) for function in (models.shapes, models.initialise))
+    return Given(student=Architecture("plain", model.apply, shapes, initialise))
 
 
 @pytest.mark.parametrize("on_device", [False, True])
-def test_a_run_in_parts_is_the_run_of_whole_batches(tmp_path, monkeypatch, one_device, on_device):
+def test_a_run_in_parts_is_the_run_of_whole_batches(tmp_path, one_device, on_device):
     """Mixed images, an average of the weights, several steps in a call; from the host and from the device's memory."""
-    without_batch_norm(monkeypatch)
     found = {}
     for count in (1, 4):
         config = tiny(
@@ -280,18 +276,19 @@ def test_a_run_in_parts_is_the_run_of_whole_batches(tmp_path, monkeypatch, one_d
         )
         source = InMemory(config, on_device=on_device)
         folder = tmp_path / str(count)
-        trained = loop.fit(config, workdir=folder, source=source, mesh=one_device)
+        given = without_batch_norm(source)
+        trained = loop.fit(config, workdir=folder, source=source, mesh=one_device, given=given)
         found[count] = trained.variables, [line for line in lines(folder) if line.pop("kind") == "train"]
     assert_same(found[4][0], found[1][0], 1e-5)  # float32
     for ours, theirs in zip(found[4][1], found[1][1], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
 
 
-def test_a_run_in_parts_that_diverges_names_the_examples(tmp_path, monkeypatch, one_device):
-    without_batch_norm(monkeypatch)
+def test_a_run_in_parts_that_diverges_names_the_examples(tmp_path, one_device):
     config = tiny(**{"method": "ce", "optimizer.learning_rate": 1e30, "accumulate": 4, "nonfinite_limit": 2})
+    source = InMemory(config, on_device=False)
     with pytest.raises(NumericFailure, match="2 steps in a row"):
-        loop.fit(config, workdir=tmp_path, source=InMemory(config, on_device=False), mesh=one_device)
+        loop.fit(config, workdir=tmp_path, source=source, mesh=one_device, given=without_batch_norm(source))
 
 
 @pytest.mark.wrong_input
