@@ -73,6 +73,12 @@ def is_import_path(text: object) -> bool:
     return isinstance(text, str) and _PATH.fullmatch(text) is not None
 
 
+def plain_name(text: str) -> str:
+    """An import path's last name, without module and arguments, for folders; another text as it is."""
+    match = _PATH.fullmatch(text)
+    return match["name"] if match else text
+
+
 def load(text: str, *, key: str) -> Imported:
     """Import what a path names. Modules in the current folder are found.
 

@@ -45,6 +45,9 @@ def validate(config: ConfigDict) -> None:
             continue
         if not rule.accepts(value):
             raise BadInput(f"config.{key}={value!r} is not allowed: {rule.allowed}{did_you_mean(value, rule.choices)}")
+    for key in ("student.model", "teacher.model", "data.name"):
+        if own_code.is_import_path(flat[key]):
+            own_code.load(flat[key], key=key)
     if own_code.is_import_path(config.method):
         methods.own(config.method)
     for section in ("data", "teacher"):

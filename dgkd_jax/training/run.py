@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dgkd_jax import own_code
 from dgkd_jax.data import quiet
 from dgkd_jax.data.open import missing, open_source
 from dgkd_jax.data.source import Source
@@ -161,7 +162,7 @@ def _cache_here(
 
 
 def _target(config: ConfigDict, method: str, workdir: str | None) -> epath.Path:
-    folder = f"{method}-seed{config.seed}"
+    folder = f"{own_code.plain_name(method)}-seed{config.seed}"
     if workdir is None:
         return root_of(config) / folder
     return epath.Path(workdir) / (folder if config.method == "all" else "")

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgkd_jax import losses
+from configs import mnist5k
+from dgkd_jax import losses, methods
+from dgkd_jax.errors import BadInput
 from dgkd_jax.methods import CE, DGKD, DKD, KD, METHODS, from_config, section_keys, sections_of
 from dgkd_jax.methods.__main__ import table
 from dgkd_jax.methods.key import Key, keys_of
@@ -273,3 +275,34 @@ def test_temperatures_at_which_the_teacher_is_read():
 def test_the_table_of_the_readme_is_the_one_that_the_command_prints():
     readme = Path(__file__).parents[2] / "README.md"
     assert f"\n{table()}\n" in readme.read_text(), "paste what `python -m dgkd_jax.methods` prints into README.md"
+
+
+def with_own_method(text):
+    config = mnist5k.get_config()
+    config.method = text
+    return config
+
+
+def test_a_users_own_method_by_its_import_path_has_the_arguments_of_the_path():
+    config = with_own_method("own_methods:Weighted(strength=3.0, temperature=2.0)")
+    rules.validate(config)
+    method = methods.from_config(config)
+    assert (method.strength, method.temperature) == (3.0, 2.0)
+    terms = {"ce": 1.0, "kd": 2.0}
+    assert method.loss(terms, None) == 7.0
+
+
+@pytest.mark.wrong_input
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("own_methods:NoMethod", "is no method, it lacks needs_teacher, needs_labels, .* loss; dgkd_jax/methods/kd"),
+        ("own_methods:Unhashable", "cannot be hashed .* make it a dataclass with frozen=True"),
+        ("own_methods:Weighted(stength=3.0)", "config.method: Weighted: TypeError: .*stength"),
+        ("own_methods:function(a=1)", "only a class takes arguments"),
+        ("own_methods:Nothing", "own_methods has no Nothing"),
+    ],
+)
+def test_what_is_no_method_is_refused(text, message):
+    with pytest.raises(BadInput, match=message):
+        rules.validate(with_own_method(text))

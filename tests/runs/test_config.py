@@ -484,3 +484,10 @@ def test_a_run_from_before_a_key_existed_goes_on_where_the_key_is_off():
     config.update_from_flattened_dict({"data.mixup": 0.2, "kd.standardize": True})
     with pytest.raises(BadInput, match=r"data.mixup=0.0 there, 0.2 here, kd.standardize=False there, True here"):
         rules.check_same_run(recorded, config, workdir="runs/old")
+
+
+@pytest.mark.wrong_input
+@pytest.mark.parametrize("key", ["student.model", "teacher.model", "data.name"])
+def test_an_import_path_that_leads_nowhere_is_named_before_anything_else(key):
+    with pytest.raises(BadInput, match=f"config.{key}='own_networks:Linenn': own_networks has no Linenn; did you mean"):
+        rules.validate(resolved(**{key: "own_networks:Linenn"}))
