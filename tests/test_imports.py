@@ -15,7 +15,9 @@ ONLY_IN = {
     "flax.linen": ("models", "export/onnx.py"),
     "tensorflow": ("data", "evaluate/corruptions.py"),
     "tensorflow_datasets": ("data", "evaluate/foreign_sets.py"),
-    "clu": ("training/monitor/metric_files.py",),
+    "clu": ("training/monitor/to_tensorboard.py",),
+    "wandb": ("training/monitor/to_wandb.py",),
+    "mlflow": ("training/monitor/to_mlflow.py",),
     "torch": ("torch_port/files.py", "parity/torch_reference.py", "parity/torch_networks.py"),
     "jax2onnx": ("export/onnx.py",),
 }
@@ -48,7 +50,7 @@ def test_the_core_imports_without_tensorflow_and_torch():
     """In a fresh interpreter in which importing them is an error."""
     program = """
 import sys
-for name in ("tensorflow", "tensorflow_datasets", "torch", "torchvision", "timm", "clu"):
+for name in ("tensorflow", "tensorflow_datasets", "torch", "torchvision", "timm", "clu", "wandb", "mlflow"):
     sys.modules[name] = None
 from dgkd_jax import distill, losses, methods, models, torch_port
 from dgkd_jax.evaluate import evaluator, metrics

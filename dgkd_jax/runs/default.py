@@ -56,6 +56,11 @@ READ_BY_OPTIMIZERS = {
     "optimizer.momentum_tckd": ("deepkd", "deepkd_released"),
     "optimizer.momentum_nckd": ("deepkd", "deepkd_released"),
 }
+WRITERS = ("tensorboard", "wandb", "mlflow")
+_WRITERS = Rule(
+    lambda value: isinstance(value, tuple) and set(value) <= set(WRITERS) and len(set(value)) == len(value),
+    f"names out of {WRITERS}, each once; () = none",
+)
 _MOMENTUM = number(0, 1, open_high=True)
 
 _RUN_KEYS = {
@@ -253,6 +258,12 @@ _MACHINE_KEYS = {
         "~/.cache/dgkd_jax", "compiled programs, kept between runs; '' = none", TEXT, decides="nothing"
     ),
     "log_every": Key(50, "steps between fetches of the metrics", COUNT, decides="nothing"),
+    "writers": Key(
+        ("tensorboard",),
+        "who gets the metrics besides metrics.jsonl: of tensorboard, wandb and mlflow (docs/trackers.md)",
+        _WRITERS,
+        decides="nothing",
+    ),
     "eval_every": Key(
         1.0, "epochs between evaluations; the last step is always evaluated", POSITIVE, decides="nothing"
     ),

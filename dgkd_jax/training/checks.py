@@ -15,6 +15,7 @@ from dgkd_jax.runs import config as config_rules
 from dgkd_jax.runs import workdir as workdir_lib
 from dgkd_jax.training.build import bytes_of_state
 from dgkd_jax.training.given import NOTHING, Given
+from dgkd_jax.training.monitor import trackers
 
 
 def check(
@@ -33,8 +34,9 @@ def check(
 
     Raises:
         BadInput: the batch does not fit the devices or the student the images; a work directory belongs to a run
-            with another config, or there is no room for the checkpoints.
+            with another config, or there is no room for the checkpoints; a tracker's package is missing.
     """
+    trackers.check(config.writers)
     check_batch(config, mesh)
     for name, target in targets.items():
         workdir_lib.check(target, config_rules.with_method(config, name))

@@ -130,6 +130,7 @@ def _settings(configuration: Mapping[str, Any], *, epochs: int, method: Any, fol
     settings.teacher.workdir = f"{folder}/teacher"
     # A notebook or a user's own program must not be ended because it was stopped in a debugger.
     settings.watchdog_s = 0.0
+    settings.writers = ()  # TensorBoard's would need TensorFlow; metrics.jsonl has everything
     share = max(epochs, 1) / _RECIPE_EPOCHS
     settings.teacher.epochs = max(epochs, 1)  # where it is 0, the message is about the student's
     settings.schedule.milestones = tuple(share * epoch for epoch in settings.schedule.milestones)

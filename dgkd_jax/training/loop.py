@@ -241,8 +241,8 @@ class _Run:
                 if self._saves(step, evaluation) or (stopping and step > 0):
                     history = history._replace(seconds=seconds_before + time.monotonic() - recorder.began)
                     record = self._save(current, history, checkpoints, recorder, evaluation, evaluation_due=due)
-                if step == total:
-                    recorder.ended()
+                if step == total and not due:
+                    recorder.ended(history)
                 if stopping:
                     raise Preempted(
                         f"stopped after step {step} of {total}, saved in {self.workdir}; "

@@ -97,6 +97,12 @@ def resolved(**changes) -> ConfigDict:
         ("teacher.mean", (0.5,), "config.teacher.mean and config.teacher.std must have the same length"),
         ("teacher.std", (0.0,), "config.teacher.std=.* greater than 0"),
         ("optimizer.name", "deep_kd", "config.optimizer.name='deep_kd' is not allowed.*did you mean 'deepkd'"),
+        (
+            "writers",
+            ("tensorbord",),
+            "config.writers=.'tensorbord',. is not allowed: names out of .'tensorboard', 'wandb'",
+        ),
+        ("writers", ("wandb", "wandb"), "config.writers=.* each once"),
         ("optimizer.momentum_nckd", 1.0, r"config.optimizer.momentum_nckd=1.0 is not allowed: a number in \[0, 1\)"),
     ],
 )
@@ -217,7 +223,7 @@ def test_only_keys_that_change_the_result_make_another_run(change, same):
 
 # Another value of these makes no other run: the same numbers all the same.
 DECIDES_NOTHING = {
-    "name", "note", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
+    "name", "note", "writers", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
     "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp",
     "data.dir", "data.manual_dir", "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call",
     "teacher.workdir", "teacher.cache",
@@ -232,6 +238,7 @@ OTHER_VALUES = {
     "data.image_size": 32,
     "batch_size": 256,
     "batch_norm_groups": 2,
+    "writers": ("wandb",),
     "data.readers": 2,
     **{f"{section}.mean": (0.4,) for section in ("data", "teacher")},
     **{f"{section}.std": (0.3,) for section in ("data", "teacher")},

@@ -1,8 +1,9 @@
-"""Writes metrics to `metrics.jsonl`, one object per line, and to TensorBoard. Only the first process writes."""
+"""Writes metrics to `metrics.jsonl`, one object per line, and to trackers. Only the first process writes."""
 
 import json
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from etils import epath
 
 from dgkd_jax.errors import StorageFailure
 from dgkd_jax.runs.files import write_whole
+from dgkd_jax.training.monitor.trackers import Tracker
 
 
 class MetricWriter:
@@ -20,24 +22,28 @@ class MetricWriter:
         step: that the run continues from. Later lines were written before an interruption and will be written again;
             they are dropped, so an interrupted run leaves the same file as an uninterrupted one.
         evaluation_due: the run continues with the evaluation of `step`; that step's evaluation lines are dropped too.
+        trackers: also get each value but lists, as `kind/name`. One that goes on with an earlier record does not get
+            the dropped lines again.
     """
 
-    def __init__(self, workdir: epath.Path, *, step: int, evaluation_due: bool = False):
+    def __init__(
+        self, workdir: epath.Path, *, step: int, evaluation_due: bool = False, trackers: Sequence[Tracker] = ()
+    ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        from clu import metric_writers  # imports TensorFlow
-
-        self._workdir = workdir
+        self._workdir, self._trackers = workdir, trackers
+        self._results: dict[str, float] | None = None
         path = workdir / "metrics.jsonl"
 
         def is_kept(line: dict[str, Any]) -> bool:
             return line["step"] < step or (line["step"] == step and (line["kind"] == "train" or not evaluation_due))
 
-        kept = [line for line in _lines(path) if is_kept(line)] if step else []
+        before = _lines(path)
+        kept = [line for line in before if is_kept(line)] if step else []
+        self._sent = {(line["step"], line["kind"]) for line in before if line not in kept}
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        self._tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -47,14 +53,15 @@ class MetricWriter:
             return
         try:
             self._file.close()
-            self._tensorboard.close()
+            for tracker in self._trackers:
+                tracker.close(self._results)
         except Exception as failure:
             if error is None:
                 raise self._not_written(failure) from failure
             logging.error("%s", self._not_written(failure))  # the error already being raised matters more
 
     def write(self, step: int, kind: str, values: dict[str, float | list[float]]) -> None:
-        """Write a line {"step", "kind", …values}, and a TensorBoard scalar `kind/name` for each value but lists.
+        """Write a line {"step", "kind", …values}, and give the scalars to the trackers.
 
         Args:
             step: number of steps done.
@@ -69,9 +76,16 @@ class MetricWriter:
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
             self._file.flush()
-            self._tensorboard.write_scalars(step, scalars)
+            for tracker in self._trackers:
+                if not (tracker.resumed and (step, kind) in self._sent):
+                    tracker.write(step, scalars)
         except Exception as failure:  # TensorBoard's thread wraps errors in its own types
             raise self._not_written(failure) from failure
+
+    def ended(self, results: dict[str, float]) -> None:
+        """The run came to its end with these results, which the trackers get when this is closed."""
+        if self._active:
+            self._results = results
 
     def _not_written(self, failure: Exception) -> StorageFailure:
         return StorageFailure(

@@ -8,9 +8,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from dgkd_jax.runs.config import flatten
+from dgkd_jax.runs.record import History
 from dgkd_jax.training import parts
 from dgkd_jax.training.build import Program
-from dgkd_jax.training.monitor import cost, timing
+from dgkd_jax.training.monitor import cost, timing, trackers
 from dgkd_jax.training.monitor.epoch_log import EpochLog
 from dgkd_jax.training.monitor.metric_files import MetricWriter
 from dgkd_jax.training.monitor.progress import ProgressLine
@@ -48,7 +50,10 @@ class Recorder(contextlib.ExitStack):
         first = start if evaluation_due else start + 1
         self._epochs = EpochLog(workdir, epoch=(first - 1) // program.steps_per_epoch)
         with spent.measure("init"):
-            self._metrics = self.enter_context(MetricWriter(workdir, step=start, evaluation_due=evaluation_due))
+            beside = trackers.begin(config.writers, workdir, project=config.name, config=flatten(config))
+            self._metrics = self.enter_context(
+                MetricWriter(workdir, step=start, evaluation_due=evaluation_due, trackers=beside)
+            )
         self._progress = self.enter_context(
             ProgressLine(
                 f"{config.student.model} by {config.method}{which and f' ({which})'}",
@@ -106,5 +111,8 @@ class Recorder(contextlib.ExitStack):
         """Add a row to log.csv. `epoch` counts from 1; `test_accuracy` is None if the last step was not evaluated."""
         self._epochs.write(epoch, means, test_accuracy=test_accuracy)
 
-    def ended(self) -> None:
+    def ended(self, history: History) -> None:
+        """The last step was done, and evaluated."""
+        found = {name: getattr(history, name) for name in ("last_accuracy", "best_accuracy", "best_step")}
+        self._metrics.ended(found)
         self.note(f"where the time went: {timing.summary(self.spent.seconds())}")
