@@ -7,7 +7,7 @@ TEST_READY := $(VENV)/.ready-test
 # Errors only: neither pip's notices of its own future nor its warnings are for whoever runs make.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test test-faults test-torch bench lint format clean
+.PHONY: help demo test test-faults test-torch bench docs lint format clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -65,6 +65,17 @@ bench: $(TORCH_READY)
 	mkdir -p runs/bench
 	set -e; $(foreach name,loss step data startup scaling resume resident,\
 	  $(BIN)/python -m benchmarks.$(name) $(BENCH_$(name)) --output=runs/bench/$(name).json;)
+
+DOCS_READY := $(VENV)/.ready-docs
+$(DOCS_READY): $(READY)
+	@echo "Adding Sphinx to $(VENV)"
+	@$(PIP) --editable '.[demo,docs]'
+	@touch $@
+
+## make docs    build the documentation site from docs/ and the docstrings (build/site/index.html); warnings are errors
+docs: $(DOCS_READY)
+	$(BIN)/sphinx-build -q -W --keep-going -c docs/site docs build/site
+	@echo "open build/site/index.html"
 
 ## make lint    style and format (ruff), that imports point one way (import-linter), and the public types (mypy)
 lint: $(TEST_READY)

@@ -19,7 +19,8 @@ class DgkdTerms(NamedTuple):
     """The terms of DGKD.
 
     Attributes:
-        tckd, nckd: `[...]`, as from `tckd` and `nckd`.
+        tckd: `[...]`, as from `tckd`.
+        nckd: `[...]`, as from `nckd`.
         coupling: scalar G, before the factor −ε.
     """
 

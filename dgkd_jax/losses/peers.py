@@ -95,7 +95,7 @@ def dist(
     gamma: float | jax.Array,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""DIST, β·T²·(1 − mean_i ρ(P_i·, Q_i·)) + γ·T²·(1 − mean_j ρ(P_·j, Q_·j)) of the probabilities P, Q at T.
+    r"""DIST, β·T²·(1 − mean_i ρ(P[i], Q[i])) + γ·T²·(1 − mean_j ρ(P[:, j], Q[:, j])) of the probabilities P, Q at T.
 
     ρ is Pearson's correlation, with 1e-8 beside the product of the norms that it is divided by; so a row or a column
     that is constant on one side has ρ = 0, as every column has in a batch of one. A column is a class over the whole

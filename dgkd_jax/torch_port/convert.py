@@ -48,7 +48,6 @@ def from_torch(
             with a fresh head has nothing to teach.
 
     Returns:
-    Returns:
         {"params": …, "batch_stats": …} of numpy arrays in the entries' own dtypes.
 
     Raises:
