@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax import models, torch_port
+from dgkd_jax import models, own_code, torch_port
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput
 from dgkd_jax.evaluate.evaluator import Evaluator, clean
@@ -111,7 +111,10 @@ def _trained(
 ) -> Taught:
     workdir = epath.Path(config.teacher.workdir) if config.teacher.workdir else root / "teacher"
     if recorded := workdir_lib.identity_of(workdir):
-        if config.teacher.workdir and _is_other_finished_run(workdir, recorded, config):
+        # A network that Python gave cannot be trained here, so the folder is its finished run.
+        if config.teacher.workdir and (
+            own_code.is_given(config.teacher.model) or _is_other_finished_run(workdir, recorded, config)
+        ):
             return _from_run(config, workdir, source, mesh)
         config_rules.check_same_teacher(recorded, config, workdir=workdir)
     own = config_rules.of_teacher(config)
@@ -134,6 +137,11 @@ def _is_other_finished_run(workdir: epath.Path, recorded: dict[str, Any], config
 
 def _from_run(config: ConfigDict, workdir: epath.Path, source: Source, mesh: Mesh) -> Taught:
     """The student (or teacher) that a finished run has left."""
+    if not student.is_finished(workdir):
+        raise BadInput(
+            f"config.teacher.workdir={workdir} holds a run that has not ended; let it end first, by the call or the "
+            "command that began it"
+        )
     read = student.read(workdir)
     shape, classes = tuple(read.about["image_shape"]), read.about["num_classes"]
     if shape != source.image_shape or classes != source.num_classes:

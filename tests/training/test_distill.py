@@ -189,7 +189,7 @@ def test_the_work_directory_can_be_evaluated_and_exported_without_the_code(tmp_p
 
 
 def test_a_finished_run_is_a_teacher(tmp_path):
-    teacher = distill(Plain(), workdir=tmp_path / "teacher", epochs=6)
+    teacher = distill(Plain(), None, method="ce", workdir=tmp_path / "teacher")  # with the student's own recipe
     student = distill((linear, parameters()), str(tmp_path / "teacher"), workdir=tmp_path / "student")
     row = student.record["teacher"]
     assert row["weights"] == str(tmp_path / "teacher")
@@ -201,6 +201,17 @@ def test_lengths_in_epochs_keep_their_share_of_the_recipe():
     assert settings.schedule.milestones == pytest.approx((15, 18, 21))
     assert settings.rld.warmup_epochs == pytest.approx(2.0)
     assert settings.dkd.warmup_epochs == 5.0
+
+
+@pytest.mark.wrong_input
+def test_a_run_that_has_not_ended_is_no_teacher(tmp_path, monkeypatch):
+    with monkeypatch.context() as context:
+        asked = iter(range(100))
+        context.setattr(door, "_interruption", lambda: _stopping(lambda: next(asked) > 9))
+        with pytest.raises(Preempted):
+            distill(Plain(), None, method="ce", workdir=tmp_path / "teacher")
+    with pytest.raises(BadInput, match=r"teacher holds a run that has not ended; let it end first"):
+        distill((linear, parameters()), str(tmp_path / "teacher"), workdir=tmp_path / "student")
 
 
 CASES = {
