@@ -75,11 +75,14 @@ def train_students(
     source, mesh = open_data(config, needs_teacher=bool(methods), given=given)
     checks.check(config, targets, source, mesh, given=given)
     taught = _teach(config, source, mesh, stop, given) if methods else None
+    outside = taught is not None and isinstance(taught.network, HostNetwork)
+    reads_cache = taught is not None and config.teacher.cache and not outside
+    cache = _open_cache(config, methods, source, taught) if reads_cache else None
     if taught and any(loop.latest_step(targets[name]) is None for name in methods):
         try_teacher(config, taught, source, mesh)
-    if taught and isinstance(taught.network, HostNetwork):
+    if outside:
         config = _cache_here(config, workdir, taught.network, source, mesh, stop)
-    cache = _open_cache(config, methods, source, taught) if taught and config.teacher.cache else None
+        cache = _open_cache(config, methods, source, taught)
     return [
         _distil(
             config_rules.with_method(config, name),
