@@ -27,6 +27,7 @@ TINY = (
     "--config.data.mock_train_examples=16",
     "--config.data.mock_eval_examples=9",
     "--config.batch_size=8",
+    "--config.teacher.batch_size=8",
     "--config.eval_batch_size=8",
     "--config.epochs=1",
     "--config.compilation_cache=",

@@ -38,6 +38,7 @@ COMMAND = (
     "--config.data.mock_train_examples=64",
     "--config.data.mock_eval_examples=21",
     "--config.batch_size=16",
+    "--config.teacher.batch_size=16",
     "--config.eval_batch_size=8",
     "--config.eval_every=1",
     "--config.log_every=3",

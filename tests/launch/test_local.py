@@ -175,6 +175,7 @@ CONFIG = {
     "method": "dgkd",
     "epochs": 3,
     "batch_size": 32,
+    "teacher.batch_size": 32,
     "eval_batch_size": 64,
     "log_every": 4,
     "eval_every": 1.0,
