@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from dgkd_jax.methods import needs_teacher
 from dgkd_jax.report.work_directories import Run
 from dgkd_jax.runs import config as rules
-from dgkd_jax.runs.default import KEYS, READ_BY_OPTIMIZERS
+from dgkd_jax.runs.default import KEYS, READ_BY_OPTIMIZERS, TEACHERS_OWN
 from dgkd_jax.runs.student import Student
 
 _FOLDER_OF_IMAGES = "FOLDER"  # where the images lie is nobody else's business
@@ -113,11 +113,15 @@ def _with_accuracy(name: str, accuracy: float | None) -> str:
 
 def command(config: ConfigDict) -> str:
     """The command that starts the run again, with each key that decides the run and is not at its default."""
-    flat = {key: _as_given(value) for key, value in rules.flatten(config).items()}
+    whole = config.copy_and_resolve_references()
+    rules.fill_in_teacher(whole, whole)
+    flat = {key: _as_given(value) for key, value in rules.flatten(whole).items()}
+    # The teacher's settings that are not given are those of the file, which has every key at its default.
+    defaults = {f"teacher.{name}": KEYS[name].default for name in TEACHERS_OWN}
     chosen = {
         key: value
         for key, value in rules.deciding(flat, "run", "teacher").items()
-        if key not in KEYS or value != KEYS[key].default
+        if key not in KEYS or value != defaults.get(key, KEYS[key].default)
     }
     for key, optimizers in READ_BY_OPTIMIZERS.items():
         if config.optimizer.name not in optimizers:

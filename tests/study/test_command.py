@@ -41,7 +41,7 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert (tmp_path / "tiny" / "standard" / "dkd-seed0" / "result.json").stat().st_mtime_ns == before
     assert (tmp_path / "tiny" / "report" / "index.html").exists()
     (failure,) = (tmp_path / "tiny" / "standard").glob("*/failure.json")
-    assert "config.batch_size=48 is larger than the training split" in json.loads(failure.read_text())["error"]
+    assert "config.teacher.batch_size=48 is larger than the training split" in json.loads(failure.read_text())["error"]
     assert failure.parent.name == "broken-seed0"
     assert len({path.name.partition("-logits")[0] for path in (tmp_path / "tiny").glob("teacher-*")}) == 1  # shared
     # The second run, and only that, took the teacher's logits from a cache.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dgkd_jax import torch_port
 from dgkd_jax.errors import BadInput
-from dgkd_jax.torch_port import export
+from dgkd_jax.runs.files import size_in_words
 from dgkd_jax.torch_port import files as weight_files
 
 ARRAYS = {
@@ -433,4 +433,4 @@ def test_pth_damaged_at_random_is_of_the_original_shapes_or_refused(torch, saved
     ],
 )
 def test_sizes_are_in_a_unit_that_they_have(count, text):
-    assert export._size(count) == text
+    assert size_in_words(count) == text
