@@ -89,7 +89,7 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"^(tensorflow|clu|torch)", listed, re.MULTILINE)
     done = subprocess.run(
-        [python, "-c", DISTILS_ARRAYS, str(tmp_path / "venv"), str(tmp_path / "run")],
+        [python, "-I", "-c", DISTILS_ARRAYS, str(tmp_path / "venv"), str(tmp_path / "run")],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,7 @@ def wrap() -> None:
     from dgkd_jax.evaluate.evaluator import Evaluator
     from dgkd_jax.runs.checkpoint import Checkpoints
     from dgkd_jax.training import loop
-    from dgkd_jax.training.cached_logits import make
+    from dgkd_jax.training.cached_logits import fill
     from dgkd_jax.training.monitor.progress import ProgressLine
     from dgkd_jax.training.monitor.recorder import Recorder
 
@@ -97,7 +97,7 @@ def wrap() -> None:
             self._done += steps
             at("step", self._done)
 
-    make.ProgressLine = Counting
+    fill.ProgressLine = Counting
 
 
 if __name__ == "__main__":
