@@ -90,6 +90,6 @@ def test_the_wheel_works_in_an_empty_environment(wheel, tmp_path):
     assert not re.search(r"^(tensorflow|clu|torch)", listed, re.MULTILINE)
     done = subprocess.run(
         [python, "-I", "-c", DISTILS_ARRAYS, str(tmp_path / "venv"), str(tmp_path / "run")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env={"HOME": str(tmp_path), "PATH": ""}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
