@@ -18,6 +18,7 @@ class Linen(nn.Module):
     def __call__(self, images, train: bool = False):
         x = nn.Dense(5)(images.mean((1, 2)))
         x = nn.BatchNorm(use_running_average=not train)(x)
+        self.sow("intermediates", "normal", x)
         x = nn.Dropout(0.5, deterministic=not train, rng_collection="noise")(x)
         return nn.Dense(self.classes)(x)
 

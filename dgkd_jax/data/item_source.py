@@ -81,13 +81,11 @@ class ItemSource:
         return batches()
 
     def train_set(self) -> dict[str, np.ndarray]:
-        images = np.empty((self.num_train, *self.image_shape), np.uint8)
+        images, every = np.empty((self.num_train, *self.image_shape), np.uint8), np.empty(self.num_train, np.int32)
         for first in range(0, self.num_train, _AT_ONCE):
             places = range(first, min(first + _AT_ONCE, self.num_train))
             found, labels = self.train.examples(places)
             images[first : first + len(places)] = [self.central(image) for image in found]
-            if first == 0:
-                every = np.empty(self.num_train, np.int32)
             every[first : first + len(places)] = self._labels(labels, places)
         return {"image": images, "label": every}
 

@@ -10,7 +10,6 @@ from dgkd_jax import models, torch_port
 from dgkd_jax.errors import BadInput
 from dgkd_jax.methods import needs_teacher
 from dgkd_jax.models import network
-from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import checkpoint, sharding, student
 
@@ -50,10 +49,10 @@ def find_teacher(
         if not config.teacher.mean:
             mean, std = tuple(read.about["mean"]), tuple(read.about["std"])
     elif where == "random":
-        architecture = _architecture(config, run)
+        architecture = network.of_section(config.teacher, run, role="teacher")
         variables = architecture.initialise(run.image_shape, config.teacher.seed)
     elif path.is_file() or where.startswith("hf:"):
-        architecture = _architecture(config, run)
+        architecture = network.of_section(config.teacher, run, role="teacher")
         state_dict = torch_port.load(str(path) if path.is_file() else where)
         model = models.create(config.teacher.model, num_classes=run.num_classes)
         variables = torch_port.from_torch(state_dict, model, config.teacher.model, image_shape=run.image_shape)
@@ -70,17 +69,6 @@ def find_teacher(
             f"{taught.taught_by}, found {found}): say where that is with --teacher=WHERE, or --teacher=none"
         )
     return network.of(architecture, variables, mean=mean, std=std, fingerprint=found)
-
-
-def _architecture(config: Any, run: Any) -> Architecture:
-    return network.create(
-        config.teacher.model,
-        config.teacher.dtype,
-        role="teacher",
-        data=run.name,
-        num_classes=run.num_classes,
-        image_shape=run.image_shape,
-    )
 
 
 def _recorded_teacher(workdir: epath.Path, config: Any) -> str | None:

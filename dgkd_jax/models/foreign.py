@@ -199,8 +199,9 @@ def _linen(module: nn.Module, variables: Any, name: str) -> Architecture:
 
 
 def _split(collections: Any) -> dict[str, Any]:
-    """Linen's collections -> {"params": …, "batch_stats": all other collections by name}."""
-    others = {name: dict(collection) for name, collection in collections.items() if name != "params"}
+    """Linen's collections -> {"params": …, "batch_stats": all others by name}, without what a module only shows."""
+    left_out = ("params", "intermediates", "perturbations")
+    others = {name: dict(collection) for name, collection in collections.items() if name not in left_out}
     return {"params": dict(collections.get("params", {})), "batch_stats": others}
 
 

@@ -80,6 +80,29 @@ def of(
     )
 
 
+def of_section(section: Any, seen: Any, *, role: str, batch_norm_groups: int = 1) -> Architecture:
+    """The network that a section of the config names.
+
+    Args:
+        section: `config.student` or `config.teacher`: its model and dtype.
+        seen: a `Source`, or what a work directory's student.json says of one: name, num_classes, image_shape.
+        role: the section's name.
+        batch_norm_groups: as for `models.create`.
+
+    Raises:
+        BadInput: as `create`.
+    """
+    return create(
+        section.model,
+        section.dtype,
+        role=role,
+        data=seen.name,
+        num_classes=seen.num_classes,
+        image_shape=seen.image_shape,
+        batch_norm_groups=batch_norm_groups,
+    )
+
+
 def create(
     name: str,
     dtype: str,

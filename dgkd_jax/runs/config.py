@@ -26,8 +26,11 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, *, method: methods.Method | None = None) -> None:
     """Check every key of a config, so that a mistake is found in a second and not after a day.
+
+    Args:
+        method: an object from Python that stands for `config.method`.
 
     Raises:
         BadInput: names the first key that is missing, unknown or has a forbidden value, with the allowed values and the
@@ -41,53 +44,56 @@ def validate(config: ConfigDict) -> None:
         if key not in flat:
             raise BadInput(f"config.{key} is missing: start your file from dgkd_jax.runs.default.get_config()")
         value = flat[key]
-        if key == "teacher.model" and value == "" and not _needs_teacher(config.method):
+        if key == "teacher.model" and value == "" and not _needs_teacher(config.method, method):
             continue
         if not rule.accepts(value):
             raise BadInput(f"config.{key}={value!r} is not allowed: {rule.allowed}{did_you_mean(value, rule.choices)}")
     for key in ("student.model", "teacher.model", "data.name"):
         if own_code.is_import_path(flat[key]):
             own_code.load(flat[key], key=key)
-    if own_code.is_import_path(config.method):
+    if method is None and own_code.is_import_path(config.method):
         methods.own(config.method)
+    if config.batch_norm_groups > 1 and own_code.is_own(config.student.model):
+        raise BadInput(
+            f"config.batch_norm_groups={config.batch_norm_groups} is for the networks of dgkd_jax.models.NAMES, and "
+            f"config.student.model={config.student.model} is a network of its own"
+        )
     for section in ("data", "teacher"):
         if len(config[section].mean) != len(config[section].std):
             raise BadInput(f"config.{section}.mean and config.{section}.std must have the same length")
     if not config.data.mock and config.batch_size % config.data.readers:
         raise BadInput(f"config.data.readers={config.data.readers} must divide batch_size={config.batch_size}")
     if config.data.mixup or config.data.cutmix:
-        _check_mixing(config)
+        _check_mixing(config, _methods_of(config, method))
     if config.batch_size % config.batch_norm_groups:
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
         )
     if config.accumulate > 1:
-        _check_accumulate(config)
+        _check_accumulate(config, _methods_of(config, method))
     if config.optimizer.name in NAMED_GRADIENTS:
-        _check_named_gradients(config)
+        _check_named_gradients(config, _methods_of(config, method))
 
 
-def _needs_teacher(method: str) -> bool:
-    if own_code.is_import_path(method):
-        return methods.own(method).needs_teacher
-    return needs_teacher(method)
+def _needs_teacher(name: str, method: methods.Method | None) -> bool:
+    if method is None and own_code.is_import_path(name):
+        method = methods.own(name)
+    return needs_teacher(name) if method is None else method.needs_teacher
 
 
-def _methods_of(config: ConfigDict) -> dict[str, methods.Method]:
-    """By name; without an object from Python, which its owner checks."""
-    return {
-        name: methods.from_config(with_method(config, name))
-        for name in methods.names_of(config)
-        if not own_code.is_given(name)
-    }
+def _methods_of(config: ConfigDict, method: methods.Method | None) -> dict[str, methods.Method]:
+    """By name."""
+    if method is not None:
+        return {method.name: method}
+    return {name: methods.from_config(with_method(config, name)) for name in methods.names_of(config)}
 
 
-def _check_accumulate(config: ConfigDict) -> None:
+def _check_accumulate(config: ConfigDict, chosen_methods: dict[str, methods.Method]) -> None:
     chosen, groups = f"config.accumulate={config.accumulate}", config.batch_norm_groups
     if config.batch_size % (config.accumulate * groups):
         times = f" times batch_norm_groups={groups}" if groups > 1 else ""
         raise BadInput(f"{chosen}{times} must divide batch_size={config.batch_size}")
-    for name, method in _methods_of(config).items():
+    for name, method in chosen_methods.items():
         if method.needs_whole_batch:
             way_out = (
                 "; it does not with config.dgkd.wrt=logits and config.dgkd.convention=per_sample, or literal with "
@@ -99,10 +105,10 @@ def _check_accumulate(config: ConfigDict) -> None:
             )
 
 
-def _check_mixing(config: ConfigDict) -> None:
+def _check_mixing(config: ConfigDict, chosen_methods: dict[str, methods.Method]) -> None:
     if config.batch_size == 1:
         raise BadInput("config.batch_size=1 leaves config.data.mixup and cutmix no second image to mix with")
-    for name, method in _methods_of(config).items():
+    for name, method in chosen_methods.items():
         if method.needs_class_indices:
             raise BadInput(
                 f"config.data.mixup and cutmix give every image two labels, and method {name} needs one"
@@ -110,11 +116,11 @@ def _check_mixing(config: ConfigDict) -> None:
             )
 
 
-def _check_named_gradients(config: ConfigDict) -> None:
+def _check_named_gradients(config: ConfigDict, chosen_methods: dict[str, methods.Method]) -> None:
     """Refuse an optimizer of named gradients where the method's terms are not those, or a key is not for it."""
     optimizer, chosen = config.optimizer, f"config.optimizer.name={config.optimizer.name}"
     needed = set(NAMED_GRADIENTS[optimizer.name]) - {"task", "kd"}  # "kd" is of all terms
-    for name, method in _methods_of(config).items():
+    for name, method in chosen_methods.items():
         terms = method.term_units
         if not terms:
             raise BadInput(f"{chosen} needs a distillation loss, and method {name} has none; take sgd")

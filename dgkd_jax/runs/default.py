@@ -89,7 +89,10 @@ _RUN_KEYS = {
         decides="teacher",
     ),
     "teacher.workdir": Key(
-        "", "'' = runs/NAME/teacher; a trained teacher found here is reused", TEXT, decides="nothing"
+        "",
+        "'' = runs/NAME/teacher; a teacher found here is reused; a folder that is given may hold any finished run",
+        TEXT,
+        decides="nothing",
     ),
     "teacher.cache": Key(
         "",

@@ -65,12 +65,12 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def check_space(target: epath.Path, needed: int) -> None:
+def check_space(target: epath.Path, needed: int, *, what: str = "the checkpoints need") -> None:
     """Raises BadInput if the disk of a folder, which need not be there, has fewer than `needed` bytes free."""
     place = next(folder for folder in (Path(target).absolute(), *Path(target).absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise BadInput(
-            f"--workdir={target}: the checkpoints need {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
+            f"--workdir={target}: {what} {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
             "free there. Make room, or give another folder, --workdir=DIR"
         )

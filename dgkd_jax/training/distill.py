@@ -17,7 +17,7 @@ from dgkd_jax import methods, models, own_code
 from dgkd_jax.data import own_data
 from dgkd_jax.data.source import Source
 from dgkd_jax.errors import BadInput, did_you_mean
-from dgkd_jax.methods.objective import objective
+from dgkd_jax.methods.objective import Objective, objective
 from dgkd_jax.models import foreign
 from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.host_network import HostNetwork
@@ -29,6 +29,7 @@ from dgkd_jax.training.given import FlaxTeacher, Given
 from dgkd_jax.training.run import train_students
 
 _RECIPE_EPOCHS = 240  # that the defaults of keys in epochs are for
+_UNKNOWN = "unknown#00000000"  # the name of an object until it is tried on the data
 _PROBED = 16  # images by whose logits a teacher outside JAX is recognised
 
 
@@ -95,17 +96,18 @@ def distill(
     settings = _settings(configuration, epochs=epochs, method=method, folder=folder)
     if isinstance(method, str):
         settings.method = method
+    chosen = _method(method, settings)
+    if not _check(settings, student, teacher, chosen, configuration):
+        teacher = None
     with _as_configured(settings):
         source = own_data.open_given(train, evaluate, settings.data)
         given = Given(
             student=_own_student(student, source),
             teacher=_teacher(teacher, source, settings, epath.Path(folder)),
-            method=_method(method, source),
+            method=_complete(chosen, source),
             source=source,
         )
-        _name(settings, student, teacher, given, data=source.name)
-        config.validate(settings)
-        command_line.check_read(_flat(configuration), settings)
+        _name(settings, given, data=source.name)
         with _interruption() as stop:
             (finished,) = train_students(settings, folder, given=given, stop=stop)
         variables = jax.tree.map(np.asarray, finished.student.variables)
@@ -220,38 +222,75 @@ def _fingerprint(host: HostNetwork, source: Source, recorded: epath.Path) -> str
     return hashlib.sha256(logits.tobytes()).hexdigest()[:16]
 
 
-def _method(method: Any, source: Source) -> Any:
-    """A `methods.Method` that is an object; None: it is a name."""
+def _method(method: Any, settings: ConfigDict) -> Any:
+    """A `methods.Method` that is an object, as far as it is known before the data; None: it is a name."""
     if isinstance(method, str):
+        if method == "all":
+            raise BadInput("method='all' is for the command; call distill once for each method")
         return None
     if hasattr(method, "terms") and hasattr(method, "loss"):
-        return methods.checked(method, called="method")
+        found = methods.checked(method, called="method")
+        # Its values are in its text, as of every dataclass.
+        settings.method = own_code.name_of_given(found.name, repr(found))
+        return found
     if not callable(method):
         raise BadInput(f"method is of type {type(method).__name__}; give a name, a function or a method")
-    return objective(method, num_classes=source.num_classes)
+    settings.method = _UNKNOWN
+    return Objective(name=_UNKNOWN, function=method)
 
 
-def _name(settings: ConfigDict, student: Any, teacher: Any, given: Given, *, data: str) -> None:
+def _complete(method: Any, source: Source) -> Any:
+    """A user's function is tried once the number of classes is known, and gets its name."""
+    if isinstance(method, Objective) and method.name == _UNKNOWN:
+        return objective(method.function, num_classes=source.num_classes)
+    return method
+
+
+def _check(settings: ConfigDict, student: Any, teacher: Any, method: Any, configuration: Mapping[str, Any]) -> bool:
+    """Check all that can be checked before the data are looked at; returns whether the method has a teacher.
+
+    Objects get a name in the settings that is completed later.
+    """
+    settings.data.name = settings.teacher.model = _UNKNOWN
+    settings.student.model = student if isinstance(student, str) else _UNKNOWN
+    if isinstance(teacher, str):
+        _name_teacher(settings, teacher)
+    config.validate(settings, method=method)
+    command_line.check_read(_flat(configuration), settings)
+    needs_teacher = (method or methods.from_config(settings)).needs_teacher
+    if needs_teacher and teacher is None:
+        raise BadInput(f"method {settings.method} needs a teacher: distill(student, teacher, …)")
+    if not needs_teacher:
+        settings.teacher.model = ""
+    return needs_teacher
+
+
+def _name(settings: ConfigDict, given: Given, *, data: str) -> None:
     """Put names into the config for what was given: by them a run is recognised."""
     settings.data.name = data
-    settings.method = given.method.name if given.method is not None else settings.method
-    settings.student.model = given.student.name if given.student is not None else student
+    if isinstance(given.method, Objective):
+        settings.method = given.method.name
+    if given.student is not None:
+        settings.student.model = given.student.name
     match given.teacher:
         case FlaxTeacher(architecture, _):
             settings.teacher.model = architecture.name
         case HostNetwork(name=name, fingerprint=fingerprint):
             settings.teacher.model = own_code.name_of_given(name, fingerprint)
-    if isinstance(teacher, str):
-        if teacher in models.NAMES:
-            settings.teacher.model = teacher
-        elif (epath.Path(teacher) / "config.json").exists():
-            settings.teacher.workdir = teacher
-            settings.teacher.model = read_config(epath.Path(teacher)).student.model
-        else:
-            raise BadInput(
-                f"teacher={teacher!r} is neither the folder of a finished run nor a name of models.NAMES"
-                f"{did_you_mean(teacher, models.NAMES)}"
-            )
+
+
+def _name_teacher(settings: ConfigDict, teacher: str) -> None:
+    """A teacher that is a name or a folder."""
+    if teacher in models.NAMES:
+        settings.teacher.model = teacher
+    elif (epath.Path(teacher) / "config.json").exists():
+        settings.teacher.workdir = teacher
+        settings.teacher.model = read_config(epath.Path(teacher)).student.model
+    else:
+        raise BadInput(
+            f"teacher={teacher!r} is neither the folder of a finished run nor a name of models.NAMES"
+            f"{did_you_mean(teacher, models.NAMES)}"
+        )
 
 
 @contextlib.contextmanager

@@ -36,15 +36,8 @@ class Given(NamedTuple):
         Raises:
             BadInput: the student cannot take the data set's images.
         """
-        return self.student or network.create(
-            config.student.model,
-            config.student.dtype,
-            role="student",
-            data=source.name,
-            num_classes=source.num_classes,
-            image_shape=source.image_shape,
-            batch_norm_groups=config.batch_norm_groups,
-        )
+        groups = config.batch_norm_groups
+        return self.student or network.of_section(config.student, source, role="student", batch_norm_groups=groups)
 
 
 NOTHING = Given()

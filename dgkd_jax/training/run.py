@@ -153,7 +153,7 @@ def _cache_here(
     about = cached_logits.about(config, teacher=teacher.fingerprint, source=source, dtype="float32")
     size = 4 * config.epochs * about.steps_per_epoch * about.batch_size * about.num_classes
     if not folder.exists():
-        checks.check_space(folder, size)
+        checks.check_space(folder, size, what="the teacher's logits need")
         print(
             f"the teacher's logits of {config.epochs} epochs are stored in {folder}: {size / 1e6:,.1f} MB",
             file=sys.stderr,

@@ -125,7 +125,7 @@ def _trained(
     history = trained.history
     accuracies = {"last_accuracy": history.last_accuracy, "best_accuracy": history.best_accuracy}
     # Built anew for evaluation: the module that it was trained with has BatchNorm groups.
-    module = _architecture(config, source)
+    module = network.of_section(config.teacher, source, role="teacher")
     return _taught(config, module, trained.variables, mean, std, str(workdir), history.seconds, lambda _: accuracies)
 
 
@@ -161,7 +161,7 @@ def _from_run(config: ConfigDict, workdir: epath.Path, source: Source, mesh: Mes
 def _from_weights(
     config: ConfigDict, source: Source, mesh: Mesh, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Taught:
-    architecture, weights = _architecture(config, source), config.teacher.weights
+    architecture, weights = network.of_section(config.teacher, source, role="teacher"), config.teacher.weights
     if config.data.mock and not epath.Path(weights).exists():
         print(f"mock run: {weights} is no file here, the teacher has random weights", file=sys.stderr)
         variables, origin = architecture.initialise(source.image_shape, config.teacher.seed), "random"
@@ -206,17 +206,6 @@ def _evaluated(config: ConfigDict, source: Source, mesh: Mesh) -> Callable[[Netw
         return {"last_accuracy": correct / examples}
 
     return accuracies
-
-
-def _architecture(config: ConfigDict, source: Source) -> Architecture:
-    return network.create(
-        config.teacher.model,
-        config.teacher.dtype,
-        role="teacher",
-        data=source.name,
-        num_classes=source.num_classes,
-        image_shape=source.image_shape,
-    )
 
 
 def _taught(

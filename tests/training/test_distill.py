@@ -25,7 +25,7 @@ import dgkd_jax
 from configs import default
 from dgkd_jax.errors import BadInput, Preempted
 from dgkd_jax.evaluate import __main__ as evaluate_command
-from dgkd_jax.methods.kd import KD
+from dgkd_jax.methods import DIST, KD, RLD
 from dgkd_jax.runs import config as rules
 from dgkd_jax.runs.student import read
 from dgkd_jax.torch_port import export
@@ -222,7 +222,11 @@ CASES = {
     ),
     "a value": ({"batch_size": "many"}, "batch_size='many' is not allowed: a whole number"),
     "not read": ({"dkd": {"beta": 3.0}}, "config.dkd.beta would change nothing"),
-    "no teacher": ({"teacher": None}, "config.teacher.model=.*"),
+    "no teacher": ({"teacher": None}, "method kd needs a teacher"),
+    "all": ({"method": "all"}, "method='all' is for the command"),
+    "mixing": ({"method": RLD(), "data": {"mixup": 0.2}}, "give every image two labels, and method rld needs one"),
+    "parts": ({"method": DIST(), "accumulate": 2}, "the loss of method dist needs the whole batch at once"),
+    "groups": ({"batch_norm_groups": 2}, "config.batch_norm_groups=2 is for the networks of dgkd_jax.models.NAMES"),
     "teacher without variables": ({"teacher": Plain()}, r"holds no variables: give \(module, variables\)"),
     "teacher of another kind": ({"teacher": 3}, "the teacher is of type int; it must be"),
     "a folder that is none": (
@@ -264,6 +268,13 @@ def test_what_cannot_be_used_is_named_before_training(tmp_path, case):
     with pytest.raises(BadInput, match=message):
         distill(**{"student": (linear, parameters()), "workdir": tmp_path / "run"} | changes)
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.wrong_input
+def test_a_method_of_other_values_is_not_continued(tmp_path):
+    distill((linear, parameters()), method=KD(temperature=2.0), workdir=tmp_path, epochs=1)
+    with pytest.raises(BadInput, match=r"holds a run with another configuration \(method='kd#"):
+        distill((linear, parameters()), method=KD(temperature=3.0), workdir=tmp_path, epochs=1)
 
 
 @pytest.mark.wrong_input
