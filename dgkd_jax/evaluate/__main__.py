@@ -32,7 +32,7 @@ from dgkd_jax.evaluate.sets import evaluation_sets
 from dgkd_jax.evaluate.table import table
 from dgkd_jax.evaluate.taught_by import find_teacher
 from dgkd_jax.models import network
-from dgkd_jax.runs import launch, sharding, student
+from dgkd_jax.runs import allocator, launch, sharding, student
 
 
 def main(argv: list[str]) -> int:
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     def work() -> None:
         quiet.for_good()
         logging.getLogger().setLevel(logging.ERROR)
+        allocator.keep_freed_memory()
         print(_evaluate(_parser().parse_args(argv)))
 
     return exit_code_of(work)

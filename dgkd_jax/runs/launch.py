@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dgkd_jax import errors
 from dgkd_jax.data import quiet
-from dgkd_jax.runs import command_line, config, default
+from dgkd_jax.runs import allocator, command_line, config, default
 from dgkd_jax.runs.interruption import Interruption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file; keys: --help", lock_config=True)
@@ -54,7 +54,8 @@ def _check_returned(settings: object) -> None:
 
 
 def set_up(settings: ConfigDict) -> None:
-    """Apply the process's settings: log levels, compilation cache, precision."""
+    """Apply the process's settings: memory, log levels, compilation cache, precision."""
+    allocator.keep_freed_memory()
     quiet.for_good()
     logging.getLogger().setLevel(logging.WARNING)
     use_compilation_cache(settings)
