@@ -104,8 +104,12 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, messa
             "config.data.mixup and cutmix give every image two labels, and method rld needs one",
         ),
         (
+            [MNIST, "--config.method=dgkd", "--config.dgkd.wrt=own_logits", "--config.dgkd.distance=kl"],
+            "with config.dgkd.wrt=own_logits they have none in common; take config.dgkd.distance=mse",
+        ),
+        (
             [MNIST, "--config.data.cutmix=1", "--config.method=dgkd", "--config.dgkd.distance=cosine"],
-            "only config.dgkd.distance=mse with config.dgkd.wrt=logits takes two",
+            "only config.dgkd.distance=mse with config.dgkd.wrt=logits or own_logits takes two",
         ),
         (
             [MNIST, "--config.data.mixup=0.2", "--config.batch_size=1"],

@@ -25,8 +25,10 @@ from dgkd_jax.losses.coupling import (
     CONVENTIONS,
     DISTANCES,
     NORMALIZED_GUARD,
+    WRT,
     Convention,
     Distance,
+    Wrt,
     coupling_of_gradients,
 )
 from dgkd_jax.losses.decoupled_gradients import DgkdTerms, dgkd, dgkd_terms, gradient_coupling
@@ -40,10 +42,12 @@ __all__ = [
     "CONVENTIONS",
     "DISTANCES",
     "NORMALIZED_GUARD",
+    "WRT",
     "Convention",
     "DgkdTerms",
     "Distance",
     "GradientMethod",
+    "Wrt",
     "compare",
     "coupling_of_gradients",
     "cross_entropy",

@@ -10,12 +10,14 @@ from dgkd_jax.losses import checks
 
 CONVENTIONS = ("per_sample", "literal", "normalized", "self_normalized")
 DISTANCES = ("mse", "cosine", "kl", "wasserstein")
+WRT = ("logits", "own_logits")
 
 # The constant in the PyTorch repository's `normalized` loss: G / (stop_gradient(G) + 1e-8).
 NORMALIZED_GUARD = 1e-8
 
 Convention = Literal["per_sample", "literal", "normalized", "self_normalized"]
 Distance = Literal["mse", "cosine", "kl", "wasserstein"]
+Wrt = Literal["logits", "own_logits"]
 
 
 def coupling_of_gradients(
@@ -113,8 +115,14 @@ def of_mean_distance(
     return coupling
 
 
-def check_options(convention: str, distance: str, parity_batch: int | None, kappa: float) -> None:
-    """Raise ValueError for an option that `coupling_of_gradients` does not accept."""
+def check_options(convention: str, distance: str, parity_batch: int | None, kappa: float, wrt: str = "logits") -> None:
+    """Raise ValueError for an option that `coupling_of_gradients` or `dgkd_terms` does not accept."""
+    checks.check_choice("wrt", wrt, WRT)
+    if wrt == "own_logits" and distance != "mse":
+        raise ValueError(
+            f"distance={distance!r} compares two gradients coordinate by coordinate, and with wrt='own_logits' they "
+            "have none in common; take distance='mse'"
+        )
     checks.check_choice("convention", convention, CONVENTIONS)
     checks.check_choice("distance", distance, DISTANCES)
     if parity_batch is not None and parity_batch < 1:

@@ -9,6 +9,7 @@ from dgkd_jax.losses import checks, divergences, fused, soft_labels, target_spli
 from dgkd_jax.losses.coupling import (
     Convention,
     Distance,
+    Wrt,
     check_options,
     coupling_of_gradients,
     of_mean_distance,
@@ -37,6 +38,7 @@ def dgkd_terms(
     temperature: float,
     convention: Convention,
     distance: Distance = "mse",
+    wrt: Wrt = "logits",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
     where: jax.Array | None = None,
@@ -46,7 +48,11 @@ def dgkd_terms(
     That pass has a gradient of its own and no forward-mode derivative: `jax.jvp` and `jax.jacfwd` of it raise
     TypeError. Its gradient can be differentiated again, in either mode.
 
-    Args: as `tckd` and `coupling_of_gradients`.
+    Args:
+        wrt: what the two gradients are taken with respect to. `logits`: both to all of the student's logits.
+            `own_logits`: each to its own, ∇TCKD to the target's and ∇NCKD to the others', as the blog writes its
+            indices; then ‖∇TCKD − ∇NCKD‖² = T²·[(p−q)² + ‖ŝ−t̂‖²], without interaction. It needs `distance="mse"`.
+        (others): as `tckd` and `coupling_of_gradients`.
 
     Returns:
         `DgkdTerms`, at least float32; differentiable in `student_logits`.
@@ -54,23 +60,26 @@ def dgkd_terms(
     Raises:
         ValueError: as `tckd` and `coupling_of_gradients`.
     """
-    check_options(convention, distance, parity_batch, kappa)
+    check_options(convention, distance, parity_batch, kappa, wrt)
     inputs = checks.check_inputs(student_logits, teacher_logits, labels, where)
     checks.check_positive("temperature", temperature)
     options = {"convention": convention, "parity_batch": parity_batch, "kappa": kappa}
     # The single pass has no gradient with respect to the temperature, and a traced one may be differentiated.
+    own = wrt == "own_logits"
     if distance != "mse" or isinstance(temperature, jax.core.Tracer):
-        return _of_separate_gradients(inputs, temperature, distance=distance, **options)
+        return _of_separate_gradients(inputs, temperature, distance=distance, own_coordinates=own, **options)
     if inputs.has_soft_labels():
-        target, nontarget, squared = soft_labels.expected_terms(*inputs[:3], temperature)
+        target, nontarget, squared = soft_labels.expected_terms(*inputs[:3], temperature, own)
     else:
-        target, nontarget, squared = fused.terms(*inputs[:2], inputs.is_target(), temperature)
+        target, nontarget, squared = fused.terms(*inputs[:2], inputs.is_target(), temperature, own)
     classes = inputs.student_logits.shape[-1]
     coupling = of_mean_distance(inputs.mean(squared), rows=inputs.count(), columns=classes, **options)
     return DgkdTerms(inputs.selected(target), inputs.selected(nontarget), coupling)
 
 
-def _of_separate_gradients(inputs: checks.Inputs, temperature, *, distance: Distance, **options) -> DgkdTerms:
+def _of_separate_gradients(
+    inputs: checks.Inputs, temperature, *, distance: Distance, own_coordinates: bool, **options
+) -> DgkdTerms:
     if inputs.has_soft_labels():
         raise ValueError(
             f"labels must be integers of shape {inputs.student_logits.shape[:-1]} for distance={distance!r} or a "
@@ -81,6 +90,8 @@ def _of_separate_gradients(inputs: checks.Inputs, temperature, *, distance: Dist
     of_target, of_nontarget = (
         temperature * gradient(split) for gradient in (target_split.tckd_gradient, target_split.nckd_gradient)
     )
+    if own_coordinates:
+        of_target, of_nontarget = jnp.where(logits[2], of_target, 0.0), jnp.where(logits[2], 0.0, of_nontarget)
     return DgkdTerms(
         inputs.selected(divergences.target(*logits)),
         inputs.selected(divergences.nontarget(*logits)),
@@ -96,13 +107,14 @@ def gradient_coupling(
     temperature: float,
     convention: Convention,
     distance: Distance = "mse",
+    wrt: Wrt = "logits",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    r"""The coupling term G of the gradients with respect to the student's logits, before the factor −ε.
+    r"""The coupling term G of the gradients of TCKD and NCKD, before the factor −ε.
 
-    Args: as `tckd` and `coupling_of_gradients`.
+    Args: as `dgkd_terms`.
 
     Returns:
         Scalar, at least float32; differentiable in `student_logits`.
@@ -117,6 +129,7 @@ def gradient_coupling(
         temperature=temperature,
         convention=convention,
         distance=distance,
+        wrt=wrt,
         parity_batch=parity_batch,
         kappa=kappa,
         where=where,
@@ -134,6 +147,7 @@ def dgkd(
     temperature: float,
     convention: Convention,
     distance: Distance = "mse",
+    wrt: Wrt = "logits",
     parity_batch: int | None = None,
     kappa: float = 1e-8,
     where: jax.Array | None = None,
@@ -142,7 +156,7 @@ def dgkd(
 
     Args:
         epsilon: ε > 0 pushes the two gradients apart, ε < 0 aligns them, 0 is DKD.
-        (others): as `dkd` and `coupling_of_gradients`.
+        (others): as `dkd` and `dgkd_terms`.
 
     Returns:
         Scalar, at least float32.
@@ -161,6 +175,7 @@ def dgkd(
         temperature=temperature,
         convention=convention,
         distance=distance,
+        wrt=wrt,
         parity_batch=parity_batch,
         kappa=kappa,
         where=where,

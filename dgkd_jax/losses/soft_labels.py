@@ -6,9 +6,9 @@ p_k, q_k ≤ 1/2, and its L_k follows from one comparison of the softmaxes P, Q 
 KL(Q ‖ P), E_k = e^x − 1 − x with x = log[(1−p_k)/(1−q_k)], g = P − Q):
 
     TCKD_k = s_k + (1−q_k)·E_k              NCKD_k = (KL(Q ‖ P) − s_k) / (1−q_k) − E_k
-    G_k = g_k² + a²·Σg² + 2ac·ΣgQ + c²·ΣQ²,    a = (1+g_k)/(1−p_k),    c = g_k·(2−q_k) / [(1−p_k)(1−q_k)]
+    G_k = g_k² + a²·Σg² + 2ac·ΣgQ + c²·ΣQ²,    a = (1+ι·g_k)/(1−p_k),    c = g_k·[1+ι·(1−q_k)] / [(1−p_k)(1−q_k)]
 
-with the sums over j ≠ k, at temperature 1. No term divides by less than 1/2.
+with the sums over j ≠ k and ι of `fused`, at temperature 1. No term divides by less than 1/2.
 """
 
 import functools
@@ -39,15 +39,19 @@ def expected_nckd(student_logits: jax.Array, teacher_logits: jax.Array, weights:
 
 
 def expected_terms(
-    student_logits: jax.Array, teacher_logits: jax.Array, weights: jax.Array, temperature: float
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    weights: jax.Array,
+    temperature: float,
+    own_coordinates: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The expectations of TCKD, NCKD and ‖∇TCKD − ∇NCKD‖², the three results of `fused.terms`."""
 
     def of_target(is_target):
-        return fused.terms(student_logits, teacher_logits, is_target, temperature)
+        return fused.terms(student_logits, teacher_logits, is_target, temperature, own_coordinates)
 
     def of_others(pair):
-        return *_tckd_of_others(pair), *_nckd_of_others(pair), *_squares_of_others(pair)
+        return *_tckd_of_others(pair), *_nckd_of_others(pair), _squares_of_others(pair, own_coordinates)
 
     return _expected(student_logits, teacher_logits, weights, temperature, of_target, of_others)
 
@@ -77,11 +81,12 @@ def _nckd_of_others(of: _Others) -> tuple[jax.Array, ...]:
     return ((of.kl - of.summands) / (1 - of.q) - of.excess,)
 
 
-def _squares_of_others(of: _Others) -> tuple[jax.Array, ...]:
-    a = (1 + of.gap) / (1 - of.p)
-    c = of.gap * (2 - of.q) / ((1 - of.p) * (1 - of.q))
+def _squares_of_others(of: _Others, own_coordinates: bool) -> jax.Array:
+    interaction = 0.0 if own_coordinates else 1.0
+    a = (1 + interaction * of.gap) / (1 - of.p)
+    c = of.gap * (1 + interaction * (1 - of.q)) / ((1 - of.p) * (1 - of.q))
     gaps, cross, squares = of.gaps - of.gap**2, of.cross - of.gap * of.q, of.squares - of.q**2
-    return (of.gap**2 + a**2 * gaps + 2 * a * c * cross + c**2 * squares,)
+    return of.gap**2 + a**2 * gaps + 2 * a * c * cross + c**2 * squares
 
 
 def _expected(z, v, weights, temperature, of_target, of_others: _OfOthers) -> tuple[jax.Array, ...]:

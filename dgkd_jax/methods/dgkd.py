@@ -39,7 +39,10 @@ class DGKD:
     )
     distance: str = key("mse", "between the two gradients", one_of(*losses.DISTANCES))
     wrt: str = key(
-        "logits", "gradients with respect to the student's logits | params: its parameters", one_of("logits", "params")
+        "logits",
+        "gradients with respect to the student's logits | own_logits: ∇TCKD to the target's, ∇NCKD to the others' | "
+        "params: its parameters",
+        one_of(*losses.WRT, "params"),
     )
     parity_batch: int = key(0, "batch size in `literal` and `normalized`; 0 = batch_size", COUNT_OR_NONE)
     kappa: float = key(1e-8, "guard κ of `self_normalized`", POSITIVE)
@@ -83,6 +86,7 @@ class DGKD:
             temperature=self.dkd.temperature,
             convention=self.convention,
             distance=self.distance,
+            wrt=self.wrt,
             parity_batch=self.parity_batch or None,
             kappa=self.kappa,
         )

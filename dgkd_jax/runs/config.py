@@ -69,6 +69,11 @@ def validate(config: ConfigDict, *, method: methods.Method | None = None) -> Non
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
         )
+    if config.method in ("dgkd", "all") and config.dgkd.wrt == "own_logits" and config.dgkd.distance != "mse":
+        raise BadInput(
+            f"config.dgkd.distance={config.dgkd.distance} compares two gradients coordinate by coordinate, and with "
+            "config.dgkd.wrt=own_logits they have none in common; take config.dgkd.distance=mse"
+        )
     if config.accumulate > 1:
         _check_accumulate(config, _methods_of(config, method))
     if config.optimizer.name in NAMED_GRADIENTS:
@@ -96,8 +101,8 @@ def _check_accumulate(config: ConfigDict, chosen_methods: dict[str, methods.Meth
     for name, method in chosen_methods.items():
         if method.needs_whole_batch:
             way_out = (
-                "; it does not with config.dgkd.wrt=logits and config.dgkd.convention=per_sample, or literal with "
-                f"config.dgkd.parity_batch={config.batch_size}"
+                "; it does not with config.dgkd.wrt=logits or own_logits and config.dgkd.convention=per_sample, or "
+                f"literal with config.dgkd.parity_batch={config.batch_size}"
             )
             raise BadInput(
                 f"{chosen} computes the batch in parts, and the loss of method {name} needs the whole batch at once"
@@ -112,7 +117,11 @@ def _check_mixing(config: ConfigDict, chosen_methods: dict[str, methods.Method])
         if method.needs_class_indices:
             raise BadInput(
                 f"config.data.mixup and cutmix give every image two labels, and method {name} needs one"
-                + (": only config.dgkd.distance=mse with config.dgkd.wrt=logits takes two" if name == "dgkd" else "")
+                + (
+                    ": only config.dgkd.distance=mse with config.dgkd.wrt=logits or own_logits takes two"
+                    if name == "dgkd"
+                    else ""
+                )
             )
 
 

@@ -301,3 +301,51 @@ def test_literal_hardly_trains_and_the_guard_of_normalized_ends_with_the_batch_s
     share, guard = results[4096]
     assert share < 1e-10
     assert guard < 0.01
+
+
+def own_logits(student, teacher, labels, temperature=TEMPERATURE, **options):
+    return losses.gradient_coupling(
+        student, teacher, labels, temperature=temperature, wrt="own_logits", **{"convention": "per_sample"} | options
+    )
+
+
+def by_autodiff_in_own_logits(student, teacher, labels):
+    """Both gradients by `jax.grad`, each cut to its own coordinates, through `coupling_of_gradients`."""
+    is_target = jnp.arange(student.shape[-1]) == labels[:, None]
+    of_target, of_nontarget = (
+        jax.grad(lambda z, loss=loss: loss(z, teacher, labels, temperature=TEMPERATURE).sum())(student)
+        for loss in (losses.tckd, losses.nckd)
+    )
+    cut = jnp.where(is_target, of_target, 0), jnp.where(is_target, 0, of_nontarget)
+    return jnp.stack([losses.coupling_of_gradients(*cut, convention=c, kappa=KAPPA) for c in losses.CONVENTIONS])
+
+
+@pytest.mark.parametrize("scale", [0.01, 2.0, 30.0])
+def test_in_own_logits_each_gradient_counts_in_its_own_coordinates_only(scale):
+    """Values and gradients in all conventions; the closed form of G; a traced temperature has another program."""
+    batch = random_batch(8, 6, scale=scale)
+
+    def ours(*batch, temperature=TEMPERATURE):
+        each = (own_logits(*batch, temperature, convention=c, kappa=KAPPA) for c in losses.CONVENTIONS)
+        return jnp.stack(list(each))
+
+    found, expected = (
+        compiled(lambda *b, f=f: (f(*b), jax.jacrev(f)(*b)))(*batch) for f in (ours, by_autodiff_in_own_logits)
+    )
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-10, atol=1e-10 * np.abs(other).max())
+    np.testing.assert_allclose(compiled(ours)(*batch, temperature=TEMPERATURE), expected[0], rtol=1e-12)
+    s, t = (special.softmax(logits / TEMPERATURE, axis=-1) for logits in batch[:2])
+    target = np.eye(6)[batch[2]]
+    p, q = ((x * target).sum(-1) for x in (s, t))
+    shapes = [x * (1 - target) / (x * (1 - target)).sum(-1, keepdims=True) for x in (s, t)]
+    closed = TEMPERATURE**2 * ((p - q) ** 2 + ((shapes[0] - shapes[1]) ** 2).sum(-1))
+    np.testing.assert_allclose(own_logits(*batch), closed.mean(), rtol=1e-9)  # 1 − p cancels in this simple form
+
+
+def test_in_own_logits_another_distance_has_no_meaning_and_is_refused():
+    batch = random_batch(2, 3)
+    with pytest.raises(ValueError, match="'cosine' compares .* they have none in common; take distance='mse'"):
+        own_logits(*batch, distance="cosine")
+    with pytest.raises(ValueError, match="wrt"):
+        losses.gradient_coupling(*batch, temperature=1.0, convention="per_sample", wrt="params")

@@ -15,6 +15,7 @@ AT = {"temperature": 2.0}
 
 def terms(student, teacher, labels):
     found = losses.dgkd_terms(student, teacher, labels, convention="per_sample", **AT)
+    own = losses.gradient_coupling(student, teacher, labels, convention="per_sample", wrt="own_logits", **AT)
     return {
         "ce": losses.cross_entropy(student, labels),
         "tckd": losses.tckd(student, teacher, labels, **AT),
@@ -22,6 +23,7 @@ def terms(student, teacher, labels):
         "fused tckd": found.tckd,
         "fused nckd": found.nckd,
         "coupling": found.coupling,
+        "coupling, own logits": own,
     }
 
 

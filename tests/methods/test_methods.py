@@ -35,6 +35,7 @@ VARIANTS = (
         for choice in (
             *({"convention": convention} for convention in losses.CONVENTIONS),
             *({"distance": distance} for distance in losses.DISTANCES if distance != "mse"),
+            {"wrt": "own_logits"},
             {"wrt": "params"},
             {"wrt": "params", "distance": "wasserstein", "convention": "literal"},
         )
