@@ -9,6 +9,8 @@ Beside them, in the regime `momenta`: DOT and DeepKD, each with the control that
 
 from ml_collections import ConfigDict
 
+from dgkd_jax.runs import default
+
 
 def _dgkd(convention: str, epsilon: float, **more) -> dict:
     return {"method": "dgkd", "dgkd.convention": convention, "dgkd.epsilon": epsilon} | {
@@ -111,3 +113,83 @@ def regimes(*, few: int, epochs: int) -> dict:
         "longer": ({"epochs": 3 * epochs}, _FEW),
         "momenta": ({}, (BASELINE, *_MOMENTA, *(f"{name} as weights" for name in _MOMENTA))),
     }
+
+
+# -- the screening on photographs (docs/study_plan.md) -----------------------------------------------------------------
+
+
+def _weighted(weight: float) -> dict:
+    return {"method": "dkd", "dkd.alpha": weight, "dkd.beta": 2 * weight}
+
+
+def _own(name: str, **arguments: float) -> dict:
+    given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return {"method": f"configs.study.objectives:{name}({given})"}
+
+
+_WEIGHTS = {f"dkd x {weight}": _weighted(float(weight)) for weight in (2, 4, 8, 16)}
+_APART = {
+    "apart per_sample 0.1": _dgkd("per_sample", 0.1),
+    "apart per_sample 1": _dgkd("per_sample", 1.0),
+    "apart normalized 6": _dgkd("normalized", 6.0),
+    "apart self_normalized 1": _dgkd("self_normalized", 1.0),
+    "apart own_logits 1": _dgkd("per_sample", 1.0, wrt="own_logits"),
+}
+_TOGETHER = {
+    "together per_sample 0.5": _dgkd("per_sample", -0.5),
+    "together per_sample 3": _dgkd("per_sample", -3.0),
+    "together self_normalized 1": _dgkd("self_normalized", -1.0),
+    "together self_normalized 3": _dgkd("self_normalized", -3.0),
+    "together own_logits 3": _dgkd("per_sample", -3.0, wrt="own_logits"),
+    "together own_logits log 3": _dgkd("self_normalized", -3.0, wrt="own_logits"),
+}
+
+
+def screened(base: ConfigDict) -> dict:
+    """Arm -> overrides, for the screening on photographs."""
+    momenta = with_momenta(base)
+    return {
+        "ce": {"method": "ce"},
+        "kd": {"method": "kd"},
+        "kd standardized": {"method": "kd", "kd.standardize": True, "kd.temperature": 2.0, "kd.weight": 9.0},
+        "dkd": {"method": "dkd"},
+        **_WEIGHTS,
+        "dkd standardized x 4": _weighted(4.0) | {"dkd.standardize": True, "dkd.temperature": 2.0},
+        **{name: {"method": name} for name in ("nkd", "dist", "wttm", "gdkd", "rld")},
+        **{name: momenta[name] for name in ("dot", "dot as weights", "deepkd", "deepkd as weights")},
+        **_APART,
+        **_TOGETHER,
+        "log dkd 1": _own("LogDKD", weight=1.0),
+        "log dkd 3": _own("LogDKD", weight=3.0),
+        "log dkd 3 at once": _own("LogDKD", weight=3.0, warmup_epochs=0.0),
+        "kd apart 0.1": _own("CoupledKD", epsilon=0.1),
+        "kd together 0.5": _own("CoupledKD", epsilon=-0.5),
+        "dkd mixup": {"method": "dkd", "data.mixup": 0.2},
+    }
+
+
+_LOGARITHMS = ("together self_normalized 3", "together own_logits log 3")
+SCREENED_REGIMES = {
+    "10,000 images": ({}, tuple(arm for arm in screened(default.get_config()) if arm != "log dkd 3 at once")),
+    "30 % wrong labels": (
+        {"data.label_noise": 0.3},
+        (
+            "ce",
+            "kd",
+            "dkd",
+            *_WEIGHTS,
+            *_LOGARITHMS,
+            "log dkd 3",
+            "together per_sample 3",
+            "apart per_sample 1",
+            "dist",
+        ),
+    ),
+    "8 epochs": (
+        {"epochs": 8, "dkd.warmup_epochs": 0.0, "schedule.warmup_epochs": 0.0},
+        (
+            *("ce", "kd", "dkd", "dkd x 4", "dkd x 16", *_LOGARITHMS, "log dkd 3 at once"),
+            *("apart per_sample 1", "apart normalized 6"),
+        ),
+    ),
+}

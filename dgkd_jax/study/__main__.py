@@ -5,10 +5,11 @@
     python -m dgkd_jax.study --config=FILE --config=FILE … --results=docs/results.md
 
 Every run has its own work directory. The same command continues where it was and does only unfinished runs; a run that
-fails becomes a row of the table and does not end the study. At the end the report page is written. With --cache-teacher
-the arms of a seed share the teacher's logits, so the teacher sees each training batch once; a run that began without
-the cache cannot continue with it. The second form runs nothing: it writes the results of all these studies, read from
-their runs' files, as one document.
+fails becomes a row of the table and does not end the study. A study with a file of rows (`Study.rows`) adds a line to
+it for each finished run, and a run with a line is never repeated. At the end the report page is written. With
+--cache-teacher the arms of a seed share the teacher's logits, so the teacher sees each training batch once; a run that
+began without the cache cannot continue with it. The second form runs nothing: it writes the results of all these
+studies, read from their rows or their runs' files, as one document.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 from dgkd_jax.errors import ArgumentParser, BadInput, did_you_mean, exit_code_of
 from dgkd_jax.report import compose
-from dgkd_jax.study import results
+from dgkd_jax.study import results, rows
 from dgkd_jax.study.conduct import conduct, outcome
 from dgkd_jax.study.plan import OUTPUT, Run, Study, load, runs_of, with_cache
 
@@ -40,12 +41,18 @@ def _study(arguments: argparse.Namespace) -> None:
     runs = _runs(arguments, study)
     if arguments.cache_teacher:
         runs = [with_cache(run) for run in runs]
-    conduct(runs, workers=arguments.workers)
-    rows = [outcome(run) for run in runs]
-    print(f"\n{table(rows, baseline=study.baseline)}")
-    done = [row["workdir"] for row in rows if row["status"] == "done"]
+    conduct(runs, workers=arguments.workers, kept=study.rows)
+    found = _outcomes(study, runs)
+    print(f"\n{table(found, baseline=study.baseline)}")
+    done = [row["workdir"] for row in found if row["status"] == "done" and Path(row["workdir"]).exists()]
     if done:
         print(f"Pictures: {compose.write(done, os.path.join(arguments.output, study.name, 'report'))}")
+
+
+def _outcomes(study: Study, runs: list[Run]) -> list[dict[str, Any]]:
+    """Of each run its row, if the study keeps rows and has it; otherwise what its files say."""
+    there = rows.read(study.rows) if study.rows else []
+    return [{"workdir": run.workdir} | (rows.find(there, run) or outcome(run)) for run in runs]
 
 
 def _runs(arguments: argparse.Namespace, study: Study) -> list[Run]:
@@ -62,11 +69,11 @@ def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
     found = []
     for path, study in zip(arguments.config, studies, strict=True):
         runs = _runs(arguments, study)
-        rows = [outcome(run) for run in runs]
-        if not any(row["status"] == "done" for row in rows):
+        outcomes = _outcomes(study, runs)
+        if not any(row["status"] == "done" for row in outcomes):
             raise BadInput(f"no run of {path} is done beneath {arguments.output}; first run it, without --results")
         planned = [(run.regime, run.arm, run.seed) for run in runs]
-        found.append(results.Found(study.name, path, study.about, study.baseline, planned, rows))
+        found.append(results.Found(study.name, path, study.about, study.baseline, planned, outcomes))
     given = {
         "seeds": arguments.seeds,
         "regimes": arguments.regimes,

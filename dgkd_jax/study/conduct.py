@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted, StorageFailure
 from dgkd_jax.methods import needs_teacher
+from dgkd_jax.study import rows
 from dgkd_jax.study.plan import Run
 
 
@@ -72,25 +73,49 @@ def _work(runs: list[Run], stopped: Any, make_caches: bool, cores: set[int]) -> 
             print(f"{run.workdir}: {message}", file=sys.stderr, flush=True)
 
 
-def conduct(runs: list[Run], *, workers: int) -> None:
+def conduct(runs: list[Run], *, workers: int, kept: str = "") -> None:
     """Do all runs that are not finished.
 
     Args:
         workers: parallel processes; each compiles and reads the data for itself.
+        kept: the study's file of rows; each run gets its row when it is done. "": none.
 
     Raises:
         Preempted: interrupted; the same call continues.
     """
     context = multiprocessing.get_context("spawn")
     stopped = context.Event()
-    waiting = [run for run in runs if outcome(run)["status"] != "done"]
+    keep = _Keeper(kept, runs)
+    keep()
+    waiting = [run for run in runs if not keep.has(run) and outcome(run)["status"] != "done"]
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already", file=sys.stderr, flush=True)
     try:
         for share, make_caches in _phases(waiting):
-            _share_out(share, context, stopped, workers, make_caches)
+            _share_out(share, context, stopped, workers, make_caches, keep)
     except KeyboardInterrupt:
         stopped.set()
         raise Preempted("interrupted; the same command goes on from there") from None
+
+
+class _Keeper:
+    """Writes the rows of finished runs that have none yet, each time it is called."""
+
+    def __init__(self, path: str, runs: list[Run]):
+        self._path = path
+        there = rows.read(path) if path else []
+        self._without = [run for run in runs if path and rows.find(there, run) is None]
+        self._kept = {run.workdir for run in runs if path} - {run.workdir for run in self._without}
+
+    def has(self, run: Run) -> bool:
+        return run.workdir in self._kept
+
+    def __call__(self) -> None:
+        for run in list(self._without):
+            found = outcome(run)
+            if found["status"] == "done":
+                rows.append(self._path, run, found)
+                self._without.remove(run)
+                self._kept.add(run.workdir)
 
 
 def _phases(runs: list[Run]) -> list[tuple[list[Run], bool]]:
@@ -119,7 +144,9 @@ def _first_with(
     return first, rest
 
 
-def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int, make_caches: bool) -> None:
+def _share_out(
+    runs: list[Run], context: Any, stopped: Any, workers: int, make_caches: bool, keep: Callable[[], None]
+) -> None:
     """Give the runs to workers in turn; if a worker dies, another one does its remaining runs."""
     left = [runs[index::workers] for index in range(workers)]
     cores = _own_cores(workers)
@@ -135,6 +162,7 @@ def _share_out(runs: list[Run], context: Any, stopped: Any, workers: int, make_c
             if left[index]:
                 processes[index] = context.Process(target=_work, args=(left[index], stopped, make_caches, cores[index]))
                 processes[index].start()
+        keep()
         if not any(process.is_alive() for process in processes.values()):
             return
         time.sleep(0.2)

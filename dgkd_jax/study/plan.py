@@ -24,10 +24,13 @@ class Study(NamedTuple):
         name: its folder is OUTPUT/NAME.
         about: a sentence or two for readers of the results: data, teacher, student.
         base: the config that all overrides apply to.
-        seeds: of the students; the teachers keep the base's teacher.seed.
+        seeds: of the students.
         arms: name -> overrides by dotted key: the methods to compare.
         regimes: name -> (overrides, names of the arms that run in it).
         baseline: the arm that all others are compared with, by seed, within each regime.
+        teachers: how many; student seed s is taught by that of seed base.teacher.seed + s % teachers.
+        rows: a file that keeps a line for each finished run ("" = none); such a run is never repeated, even if its work
+            directory is lost.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Study(NamedTuple):
     arms: dict[str, dict[str, Any]]
     regimes: dict[str, tuple[dict[str, Any], tuple[str, ...]]]
     baseline: str
+    teachers: int = 1
+    rows: str = ""
 
 
 class Run(NamedTuple):
@@ -95,7 +100,10 @@ def runs_of(
 def _run(study: Study, output: str, regime: str, arm: str, seed: int, overrides: dict[str, Any]) -> Run:
     config = study.base.copy_and_resolve_references()
     try:
+        # An arm's optimizer or batch size is the student's; the teacher keeps the base's.
+        config_rules.fill_in_teacher(config, study.base)
         config.update_from_flattened_dict(overrides | {"seed": seed, "name": study.name})
+        config.teacher.seed += seed % study.teachers
         config_rules.validate(config)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"study {study.name}, regime {regime!r}, arm {arm!r}: {error}") from error

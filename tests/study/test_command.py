@@ -1,12 +1,17 @@
 """The command of studies: it runs what is missing, ends in a report, and tells mistakes in one line."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
+from dgkd_jax.errors import BadInput
 from dgkd_jax.study import __main__ as command
+from dgkd_jax.study import rows
 
 STUDY = """
+import os
 from configs import mnist5k
 from dgkd_jax.study import Study
 
@@ -21,6 +26,7 @@ def get_study():
         name="tiny", about="Generated images.", base=base, seeds=(0,), baseline="dkd",
         arms={"dkd": {"method": "dkd"}, "broken": {"method": "kd", "batch_size": 48}, "kd": {"method": "kd"}},
         regimes={"standard": ({}, ("dkd", "broken", "kd"))},
+        rows=os.path.join(os.path.dirname(__file__), "kept", "tiny.jsonl"),
     )
 """
 
@@ -41,7 +47,7 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert (tmp_path / "tiny" / "standard" / "dkd-seed0" / "result.json").stat().st_mtime_ns == before
     assert (tmp_path / "tiny" / "report" / "index.html").exists()
     (failure,) = (tmp_path / "tiny" / "standard").glob("*/failure.json")
-    assert "config.teacher.batch_size=48 is larger than the training split" in json.loads(failure.read_text())["error"]
+    assert "config.batch_size=48 is larger than the training split" in json.loads(failure.read_text())["error"]
     assert failure.parent.name == "broken-seed0"
     assert len({path.name.partition("-logits")[0] for path in (tmp_path / "tiny").glob("teacher-*")}) == 1  # shared
     # The second run, and only that, took the teacher's logits from a cache.
@@ -53,6 +59,32 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert command.main([*arguments, f"--results={tmp_path / 'results.md'}"]) == 0
     text = (tmp_path / "results.md").read_text()
     assert "2 of 3 planned runs are done, 1 failed" in text
+
+    # The rows stand for work directories that are lost.
+    kept = rows.read(str(tmp_path / "kept" / "tiny.jsonl"))
+    assert [(row["arm"], row["status"], row["teacher_seed"]) for row in kept] == [("dkd", "done", 0), ("kd", "done", 0)]
+    with np.load(tmp_path / "tiny" / "standard" / "dkd-seed0" / "evaluations" / "clean.npz") as evaluated:
+        wrong = evaluated["student_prediction"] != evaluated["label"]
+    np.testing.assert_array_equal(rows.wrong_examples(kept[0]), wrong)
+    assert kept[0]["student"]["last_accuracy"] == 1 - wrong.mean()
+    assert kept[0]["curves"]["step"][-1] == 2
+    shutil.rmtree(tmp_path / "tiny")
+    assert command.main([*arguments, "--arms=dkd,kd"]) == 0
+    assert "2 of 2 runs are done already" in capsys.readouterr().err
+    assert command.main([*arguments, f"--results={tmp_path / 'again.md'}"]) == 0
+    assert "2 of 3 planned runs are done, 0 failed" in (tmp_path / "again.md").read_text()
+    # An arm that has become another one has no row.
+    file.write_text(STUDY.replace('"dkd": {"method": "dkd"}', '"dkd": {"method": "dkd", "dkd.beta": 3.0}'))
+    assert command.main([*arguments, f"--results={tmp_path / 'again.md'}"]) == 0
+    assert "1 of 3 planned runs are done" in (tmp_path / "again.md").read_text()
+
+
+@pytest.mark.wrong_input
+@pytest.mark.parametrize("line", ["{", "[]", '{"arm": "dkd"}'])
+def test_a_damaged_line_among_the_rows_is_named(line, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n")
+    with pytest.raises(BadInput, match=r"rows.jsonl, line 1 is no row of a study; mend or remove it"):
+        rows.read(str(tmp_path / "rows.jsonl"))
 
 
 @pytest.mark.wrong_input
