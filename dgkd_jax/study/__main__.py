@@ -22,7 +22,7 @@ from typing import Any
 
 from dgkd_jax.errors import ArgumentParser, BadInput, did_you_mean, exit_code_of
 from dgkd_jax.report import compose
-from dgkd_jax.study import results, rows
+from dgkd_jax.study import figures, results, rows
 from dgkd_jax.study.conduct import conduct, outcome
 from dgkd_jax.study.plan import OUTPUT, Run, Study, load, runs_of, with_cache
 
@@ -82,6 +82,7 @@ def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
     }
     options = "".join(f" --{name}={shlex.quote(value)}" for name, value in given.items() if value is not None)
     options += " --cache-teacher" if arguments.cache_teacher else ""
+    figures.forest(results.verdicts(found), results.picture_of(arguments.results))
     text = results.markdown(found, options=options, output=arguments.results)
     Path(arguments.results).write_text(text)
     return f"{arguments.results}: {sum(row['status'] == 'done' for study in found for row in study.rows)} runs"

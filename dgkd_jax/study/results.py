@@ -1,17 +1,24 @@
 """Writes the results of studies as Markdown: every figure comes from the runs' files, comparisons are paired by seed.
 
 A verdict needs two things: the difference from the baseline exceeds two standard errors, and its p-value (paired
-t-test, corrected by Holm's method for all comparisons in the document) is below 5 %. Otherwise it is "not shown".
+t-test, corrected by Holm's method for all tests in the document) is below 5 %. Otherwise it is "not shown", beside the
+difference that would have been seen; or, where two one-sided tests say so, within ± 0.3 points.
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgkd_jax.report import significance
+import numpy as np
 
-LEVEL = 0.05
+from dgkd_jax.report import significance
+from dgkd_jax.study import inference, rows
+
+LEVEL = inference.LEVEL
+WITHIN = 0.3  # points of accuracy that count as no difference
 # Metrics of each run's last evaluation shown besides the accuracy: name in metrics.jsonl -> (heading, factor, digits).
 MEASURES = {
     "agreement": ("agreement with the teacher, %", 100, 1),
@@ -44,20 +51,32 @@ class Found(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """An arm against the baseline in one regime of one study, in points of accuracy."""
+    """An arm against the baseline in one regime of one study, in points of accuracy.
+
+    Attributes:
+        differences: of each pair.
+        corrected: p-value, corrected for all tests; None: too few pairs for a test.
+        detectable: the true difference that the test would find with 80 % power; None likewise.
+        is_equivalent: two one-sided tests at 5 % say that the true difference lies within ± WITHIN.
+    """
 
     study: str
     regime: str
     arm: str
     comparison: significance.Comparison
-    corrected: float | None
+    differences: tuple[float, ...]
+    corrected: float | None = None
+    detectable: float | None = None
+    is_equivalent: bool = False
 
     @property
     def says(self) -> str:
-        """`better`, `worse` or `not shown`."""
-        if self.corrected is None or self.corrected >= LEVEL or not self.is_apart:
-            return "not shown"
-        return "better" if self.comparison.mean > 0 else "worse"
+        """`better`, `worse`, `not shown`, `within ± 0.3` or `too few seeds`."""
+        if self.corrected is None:
+            return "too few seeds" if self.comparison.pairs < significance.MIN_PAIRS else "not shown"
+        if self.corrected < LEVEL and self.is_apart:
+            return "better" if self.comparison.mean > 0 else "worse"
+        return f"within ± {WITHIN}" if self.is_equivalent else "not shown"
 
     @property
     def is_apart(self) -> bool:
@@ -74,16 +93,42 @@ def verdicts(studies: Iterable[Found]) -> list[Verdict]:
             if arm != study.baseline and pairs:
                 ours, baseline = zip(*pairs, strict=True)
                 comparison = significance.paired([100 * v for v in ours], [100 * v for v in baseline])
-                found.append(Verdict(study.name, regime, arm, comparison, None))
+                differences = tuple(100 * (a - b) for a, b in pairs)
+                found.append(Verdict(study.name, regime, arm, comparison, differences))
     tested = [index for index, verdict in enumerate(found) if verdict.comparison.p is not None]
     corrected = significance.holm([found[index].comparison.p for index in tested])
     for index, p in zip(tested, corrected, strict=True):
-        found[index] = found[index]._replace(corrected=p)
+        count, error = found[index].comparison.pairs, found[index].comparison.standard_error
+        found[index] = found[index]._replace(
+            corrected=p,
+            detectable=inference.smallest_detectable(error * count**0.5, count, tests=len(tested)),
+            is_equivalent=inference.equivalence(found[index].differences, within=WITHIN) < LEVEL,
+        )
     return found
 
 
+def pooled(found: Iterable[Verdict]) -> dict[str, tuple[int, inference.Estimate]]:
+    """Arm -> (number of cells, mean difference over them, where each has its own at random); arms of several cells."""
+    of_arm: dict[str, list[Verdict]] = {}
+    for verdict in found:
+        if verdict.comparison.pairs > 1:
+            of_arm.setdefault(verdict.arm, []).append(verdict)
+    estimates = {}
+    for arm, cells in of_arm.items():
+        if len(cells) > 1:
+            groups = [(cell.study, cell.regime) for cell in cells for _ in cell.differences]
+            every = [difference for cell in cells for difference in cell.differences]
+            estimates[arm] = len(cells), inference.pooled(every, [groups.index(group) for group in groups])
+    return estimates
+
+
+def picture_of(output: str) -> Path:
+    """The file of the forest plot beside a document."""
+    return Path(output).parent / "figures" / f"{Path(output).stem}_forest.png"
+
+
 def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
-    """The whole document.
+    """The whole document; it shows `picture_of(output)`, which `figures.forest` draws.
 
     Args:
         options: of the commands in the document, each after a space, for example " --seeds=5,6".
@@ -97,10 +142,16 @@ def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
         f"Written by the command `{command}` from the files that the runs left; run the studies first:\n",
         "\n".join(f"    python -m dgkd_jax.study --config={study.config}{options}" for study in studies) + "\n",
         _answer(studies, found),
+        f"![Differences from the baseline](figures/{picture_of(output).name})\n",
+        "*Each arm's difference from the baseline in points of accuracy, with its 95 % interval over seeds; "
+        "grey: ± 0.3 points.*\n",
+        _pooled_table(found),
         *(_study(study, [verdict for verdict in found if verdict.study == study.name]) for study in studies),
         "## How to read this\n",
         "A verdict needs a difference from the baseline of more than two standard errors and a p-value (paired t-test, "
-        'corrected by Holm\'s method for all comparisons here) below 5 %; anything else is "not shown". '
+        'corrected by Holm\'s method for all tests here) below 5 %; else it is "not shown", or "within ± 0.3" where '
+        "two one-sided tests at 5 % say that the difference is no larger. Not shown does not mean absent: the column "
+        '"would see" has the true difference that the test finds with a probability of 80 %. '
         "Accuracies are of the last epoch, in percent, mean ± standard deviation over seeds of the student (order, "
         "initial weights, augmentation); one teacher for all. Differences are in points, ± their standard error. "
         "NC1–NC3 fall towards 0 as a network collapses (Papyan et al. 2020).\n",
@@ -128,9 +179,32 @@ def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
         "- Ahead by more than two standard errors on every set, before any correction, so to be looked at again on "
         f"fresh seeds: {', '.join(candidates) or 'none'}."
     )
-    open_ = sum(verdict.says == "not shown" for verdict in found)
-    lines.append(f"- Of {len(found)} comparisons, {open_} show no difference: too small for these seeds, or none.\n")
+    tested = [verdict for verdict in found if verdict.corrected is not None]
+    said = Counter(verdict.says for verdict in found)
+    line = f"- {len(tested)} of {len(found)} comparisons were tested; the others have fewer than three seeds."
+    if tested:
+        typical = statistics.median(verdict.detectable for verdict in tested)
+        line += (
+            f" {said['not shown']} of them show no difference, down to a median of {typical:.1f} points (80 % power), "
+            f"and {said[f'within ± {WITHIN}']} show that there is none of more than {WITHIN} points."
+        )
+    lines.append(f"{line}\n")
     return "\n".join(lines)
+
+
+def _pooled_table(found: list[Verdict]) -> str:
+    estimates = pooled(found)
+    if not estimates:
+        return ""
+    lines = [
+        "## Pooled over sets and regimes\n",
+        "Each cell (a set and a regime) has a difference of its own, drawn at random (a mixed model).\n",
+        "| arm | cells | difference, points | 95 % interval |",
+        "|---|---|---|---|",
+    ]
+    for arm, (cells, (mean, error, (low, high))) in sorted(estimates.items(), key=lambda item: -item[1][1].mean):
+        lines.append(f"| {arm} | {cells} | {mean:+.2f} ± {error:.2f} | {low:+.2f} … {high:+.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def _study(study: Found, found: list[Verdict]) -> str:
@@ -162,7 +236,9 @@ def _table(study: Found, regime: str, found: list[Verdict]) -> list[str]:
     verdict_of = {verdict.arm: verdict for verdict in found if verdict.regime == regime}
     arms = [arm for r, arm in _cells(study) if r == regime]
     measures = {key: value for key, value in MEASURES.items() if any(_values(study, regime, a, key) for a in arms)}
-    heading = ["arm", "seeds", "accuracy, %", f"− {study.baseline}", "p (Holm)", "verdict"]
+    wide = {arm: interval for arm in arms if (interval := _wide_interval(study, regime, arm))}
+    heading = ["arm", "seeds", "accuracy, %", f"− {study.baseline}", "p (Holm)", "would see", "verdict"]
+    heading += ["95 % with teachers and test images"] if wide else []
     heading += [title for title, _, _ in measures.values()]
     lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
     for arm in arms:
@@ -170,16 +246,32 @@ def _table(study: Found, regime: str, found: list[Verdict]) -> list[str]:
         cells = [arm, str(len(values)), _spread([100 * value for value in values], 2)]
         verdict = verdict_of.get(arm)
         if verdict is None:
-            cells += ["", "", "baseline" if arm == study.baseline else "no pair"]
+            cells += ["", "", "", "baseline" if arm == study.baseline else "no pair"]
         else:
             error = verdict.comparison.standard_error
             shown = f"{verdict.comparison.mean:+.2f}" + ("" if error is None else f" ± {error:.2f}")
-            p = verdict.corrected
-            cells += [shown, "–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001", verdict.says]
+            p, seen = verdict.corrected, verdict.detectable
+            cells += [shown, "–" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"]
+            cells += ["–" if seen is None else f"{seen:.2f}", verdict.says]
+        if wide:
+            cells.append("{:+.2f} … {:+.2f}".format(*wide[arm]) if arm in wide else "")
         for key, (_, scale, digits) in measures.items():
             cells.append(_spread([scale * value for value in _values(study, regime, arm, key)], digits))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _wide_interval(study: Found, regime: str, arm: str) -> tuple[float, float] | None:
+    """The interval of `inference.with_test_images`, where the rows have the wrong examples of three seeds or more."""
+    of_arms = [
+        {row["seed"]: row for row in study.rows if (row["regime"], row["arm"]) == (regime, name) and "wrong" in row}
+        for name in (arm, study.baseline)
+    ]
+    seeds = sorted(of_arms[0].keys() & of_arms[1].keys())
+    if arm == study.baseline or len(seeds) < significance.MIN_PAIRS:
+        return None
+    ours, theirs = (np.stack([rows.wrong_examples(one[seed]) for seed in seeds]) for one in of_arms)
+    return inference.with_test_images(ours, theirs, [of_arms[1][seed]["teacher_seed"] for seed in seeds]).interval
 
 
 def _cells(study: Found) -> list[tuple[str, str]]:

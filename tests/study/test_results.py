@@ -1,10 +1,13 @@
 """The document of a study says what the runs' numbers say, and no more."""
 
+import base64
+import zlib
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from dgkd_jax.study import results
+from dgkd_jax.study import inference, results, rows
 
 
 def row(regime, arm, seed, accuracy, **last):
@@ -37,9 +40,41 @@ def test_verdicts_are_paired_by_seed_and_corrected():
     assert verdicts["better"].corrected == pytest.approx(3 * p)  # Holm: the smallest of three
 
 
-def test_a_large_difference_on_two_seeds_is_no_verdict():
-    (verdict,) = results.verdicts([found(dkd=BASE[:2], better=[0.99, 0.991])])
-    assert verdict.says == "not shown"
+def test_a_large_difference_on_two_seeds_is_no_verdict_and_no_test():
+    one = found(dkd=BASE[:2], better=[0.99, 0.991])
+    (verdict,) = results.verdicts([one])
+    assert verdict.says == "too few seeds"
+    assert "- 0 of 1 comparisons were tested; the others have fewer than three seeds.\n" in results.markdown(
+        [one], options="", output="R.md"
+    )
+
+
+def test_only_tests_that_were_made_are_corrected_for_and_say_what_they_would_see():
+    """Holm counts two tests, not three; the detectable difference is that of level 0.05/2."""
+    study_ = found(dkd=BASE, noise=NOISE, better=BETTER, few=[0.99, 0.991])
+    verdicts = {verdict.arm: verdict for verdict in results.verdicts([study_])}
+    assert verdicts["better"].corrected == pytest.approx(2 * stats.ttest_rel(BETTER, BASE).pvalue)
+    deviation = 100 * np.std(np.array(NOISE) - BASE, ddof=1)
+    assert verdicts["noise"].detectable == pytest.approx(inference.smallest_detectable(deviation, 5, tests=2))
+    assert verdicts["few"].detectable is None
+
+
+def test_a_small_difference_that_is_known_to_be_small_is_within_the_bounds():
+    near = [b + d for b, d in zip(BASE, (0.0003, -0.0002, 0.0001, -0.0004, 0.0004), strict=True)]
+    verdicts = {verdict.arm: verdict.says for verdict in results.verdicts([found(dkd=BASE, near=near, noise=NOISE)])}
+    assert verdicts == {"near": "within ± 0.3", "noise": "not shown"}
+
+
+def test_an_arm_is_pooled_over_the_sets_with_each_set_at_random():
+    studies = [found("digits", dkd=BASE, a=BETTER), found("clothes", dkd=BASE, a=NOISE)]
+    cells, estimate = results.pooled(results.verdicts(studies))["a"]
+    differences = [100 * (np.array(arm) - BASE) for arm in (BETTER, NOISE)]
+    assert cells == 2
+    assert estimate.mean == pytest.approx(np.mean(differences), abs=1e-6)
+    assert estimate.standard_error > np.std(np.concatenate(differences), ddof=1) / 10**0.5
+    assert f"| a | 2 | {estimate.mean:+.2f} ± {estimate.standard_error:.2f} |" in results.markdown(
+        studies, options="", output="R.md"
+    )
 
 
 def test_the_answer_tells_what_holds_on_every_set_from_what_holds_on_one():
@@ -51,7 +86,9 @@ def test_the_answer_tells_what_holds_on_every_set_from_what_holds_on_one():
     assert "- Better than the baseline on every set: a (standard)." in text
     assert "- Better than the baseline on some: b (standard; digits)." in text
     assert "- Worse than the baseline on every set: none." in text
-    assert "Of 4 comparisons, 1 show no difference" in text
+    assert (
+        "- 4 of 4 comparisons were tested; the others have fewer than three seeds. 1 of them show no difference" in text
+    )
     deviation = np.std(np.array(BETTER) * 100, ddof=1)
     error = np.std((np.array(BETTER) - BASE) * 100, ddof=1) / 5**0.5
     assert f"| a | 5 | 96.00 ± {deviation:.2f} | +1.00 ± {error:.2f} |" in text
@@ -78,6 +115,23 @@ def test_failed_runs_are_named_and_in_no_mean():
     text = results.markdown([study_._replace(rows=[*study_.rows, failed])], options="", output="R.md")
     assert "- failed: standard / a, seed 4: lost" in text
     assert "| a | 4 |" in text
+
+
+def test_rows_that_know_the_wrong_images_give_an_interval_with_images_and_teachers():
+    random = np.random.default_rng(0)
+    difficulty = random.uniform(size=2000)
+    study_ = found(dkd=BASE, a=BETTER)
+    for each in study_.rows:
+        wrong = random.uniform(size=2000) < difficulty * (1 - each["student"]["last_accuracy"]) * 2
+        bits = base64.b85encode(zlib.compress(np.packbits(wrong).tobytes())).decode()
+        each |= {"wrong": {"examples": 2000, "bits": bits}, "teacher_seed": each["seed"] % 3}
+    text = results.markdown([study_], options="", output="R.md")
+    assert "| verdict | 95 % with teachers and test images |" in text
+    ours, theirs = (
+        np.stack([rows.wrong_examples(each) for each in study_.rows if each["arm"] == arm]) for arm in ("a", "dkd")
+    )
+    low, high = inference.with_test_images(ours, theirs, [0, 1, 2, 0, 1]).interval
+    assert f"| {low:+.2f} … {high:+.2f} |" in text
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""What a study can and cannot say of a difference: power, equivalence, pooled estimates, and intervals that count the
+test images and the teachers. All of paired differences, in points of accuracy.
+
+Needs statsmodels: pip install -e '.[study]'.
+"""
+
+import importlib
+import math
+import types
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from dgkd_jax.errors import BadInput
+
+LEVEL, POWER = 0.05, 0.8
+
+
+class Estimate(NamedTuple):
+    """A mean difference, its standard error and its 95 % interval."""
+
+    mean: float
+    standard_error: float
+    interval: tuple[float, float]
+
+
+def smallest_detectable(deviation: float, pairs: int, *, tests: int = 1) -> float:
+    """The true difference that the paired t-test finds with 80 % power at the first step of Holm's procedure.
+
+    Args:
+        deviation: standard deviation of the paired differences.
+        pairs: their number, 2 or more.
+        tests: how many tests Holm's procedure corrects for.
+    """
+    power = _statsmodels("stats.power").TTestPower()
+    return deviation * float(power.solve_power(nobs=pairs, alpha=LEVEL / tests, power=POWER))
+
+
+def pairs_needed(deviation: float, difference: float, *, tests: int = 1) -> int:
+    """The number of pairs with which that test finds a true `difference` with 80 % power."""
+    power = _statsmodels("stats.power").TTestPower()
+    effect = abs(difference) / deviation
+    pairs = 2
+    while power.power(effect, pairs, LEVEL / tests) < POWER:
+        pairs += 1
+    return pairs
+
+
+def equivalence(differences: Sequence[float], *, within: float) -> float:
+    """The p-value of two one-sided t-tests (Schuirmann 1987): small if the true mean lies within ± `within`.
+
+    Args:
+        differences: two or more, not all equal.
+        within: greater than 0.
+    """
+    described = _statsmodels("stats.weightstats").DescrStatsW(np.asarray(differences, np.float64))
+    return float(described.ttost_mean(-within, within)[0])
+
+
+def pooled(differences: Sequence[float], groups: Sequence[object]) -> Estimate:
+    """The mean difference where each group has its own, drawn at random: a mixed model with a random intercept.
+
+    Args:
+        differences: two or more.
+        groups: of each difference, for example its teacher; with one group alone its spread cannot be known, and the
+            estimate is the plain mean.
+    """
+    values = np.asarray(differences, np.float64)
+    plain = Estimate(*_plain(values))
+    if len(set(groups)) < 2 or len(set(groups)) == len(values):
+        return plain
+    models = _statsmodels("regression.mixed_linear_model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a variance of 0 between groups is an allowed answer
+        found = models.MixedLM(values, np.ones((len(values), 1)), groups=np.asarray(groups)).fit(reml=True)
+    error = float(found.bse_fe[0])
+    if not math.isfinite(error):
+        return plain
+    mean = float(found.fe_params[0])
+    return Estimate(mean, error, (mean - 1.96 * error, mean + 1.96 * error))
+
+
+def with_test_images(
+    ours: np.ndarray, theirs: np.ndarray, teachers: Sequence[object], *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """The mean difference of two arms with an interval from the bootstrap over teachers, seeds and test images.
+
+    Each resample draws teachers, of each teacher its seeds, and images, all with replacement; the same for both arms.
+
+    Args:
+        ours, theirs: bool `[seeds, images]`: the examples that each student got wrong; row i of both has the same seed.
+        teachers: of each row.
+    """
+    gained = 100.0 * (theirs.astype(np.float32) - ours.astype(np.float32))
+    random = np.random.default_rng(seed)
+    seeds, images = gained.shape
+    rows_of = [np.flatnonzero(np.asarray(teachers) == teacher) for teacher in dict.fromkeys(teachers)]
+    means = np.empty(resamples)
+    for number in range(resamples):
+        drawn = [rows_of[index] for index in random.integers(0, len(rows_of), len(rows_of))]
+        rows = np.concatenate([random.choice(rows, len(rows)) for rows in drawn])
+        weights = np.bincount(random.integers(0, images, images), minlength=images).astype(np.float32)
+        means[number] = (np.bincount(rows, minlength=seeds) / len(rows)) @ (gained @ weights) / images
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(gained.mean()), float(means.std(ddof=1)), (float(low), float(high)))
+
+
+def _plain(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:
+    mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean, error, (mean - half, mean + half)
+
+
+def _statsmodels(module: str) -> types.ModuleType:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pandas to statsmodels
+            return importlib.import_module(f"statsmodels.{module}")
+    except ImportError as error:
+        raise BadInput("the results of a study need statsmodels: pip install -e '.[study]'") from error
