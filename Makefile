@@ -22,6 +22,7 @@ $(READY): pyproject.toml requirements.txt
 $(TEST_READY): $(READY)
 	@echo "Adding what the tests need to $(VENV)"
 	@$(PIP) --editable '.[demo,test]'
+	@$(BIN)/python -m dgkd_jax.models.onednn || true  # compiled once, and not by every process of the tests
 	@touch $@
 
 ## make demo    train a teacher and distil it with every method on 5,000 digits; ends with the table (runs/mnist5k)

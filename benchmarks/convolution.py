@@ -1,8 +1,9 @@
-"""Forward, input gradient and kernel gradient of convolutions: XLA's, ours (`models/cpu_convolution.py`) and PyTorch's.
+"""Forward, input gradient and kernel gradient of convolutions: XLA's, ours (`models/layers.Conv`) and PyTorch's.
 
     python -m benchmarks.convolution [--batch=64] [--rounds=7] [--clock=wall] [--output=FILE.json]
 
 Milliseconds, medians of runs in turns; the last column is how many times as quick ours is as PyTorch's channels_last.
+Ours are `models/cpu_convolution.py`'s; with the extra `onednn`, oneDNN's where the kernel is dense and larger than 1x1.
 """
 
 import statistics
@@ -26,6 +27,9 @@ SHAPES = [
     (192, 192, 14, 7, 1, 192, "convnext_tiny depthwise 7x7"),
     (3, 192, 64, 16, 16, 1, "vit_tiny patches 16x16"),
     (64, 64, 16, 3, 1, 1, "resnet32x4 3x3"),
+    (16, 16, 32, 3, 1, 1, "resnet20 3x3"),
+    (32, 64, 16, 3, 2, 1, "resnet20 3x3"),
+    (64, 64, 8, 3, 1, 1, "resnet20 3x3"),
 ]
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import jax
 
 from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
+from dgkd_jax.models.onednn import library as onednn
 
 
 def parser(description: str) -> ArgumentParser:
@@ -63,6 +64,7 @@ def environment(*packages: str) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
+        "convolutions": onednn.name(),
         **{package: _version(package) for package in ("jax", *packages)},
     }
 

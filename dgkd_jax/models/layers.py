@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dgkd_jax.models import cpu_convolution
+from dgkd_jax.models.onednn import convolution as onednn
 
 
 def at_least_float32(dtype: Any) -> jnp.dtype:
@@ -94,6 +95,8 @@ def _convolve(
         cpu = partial(cpu_convolution.pointwise, stride=stride, groups=groups)
     elif groups == x.shape[-1] == kernel.shape[-1]:
         cpu = lambda x, kernel: cpu_convolution.depthwise(x, kernel, stride, padding)  # noqa: E731
+    elif onednn.takes(x, kernel, padding=padding, groups=groups):
+        cpu = partial(onednn.convolution, stride=stride, padding=padding)
     else:
         return by_library(x, kernel)
     return _choose_form.get()(x, kernel, cpu=cpu, default=by_library)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dgkd_jax import errors
 from dgkd_jax.data import quiet
+from dgkd_jax.models.onednn import library as onednn
 from dgkd_jax.runs import allocator, command_line, config, default
 from dgkd_jax.runs.interruption import Interruption
 
@@ -35,6 +36,7 @@ def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable
         set_up(_CONFIG.value)
         _join_processes(_CONFIG.value)
         _print_note(_CONFIG.value)
+        print_convolutions()
         with Interruption() as interruption:
             work(_CONFIG.value, interruption.agreed)
     except errors.EXPECTED as error:
@@ -98,6 +100,13 @@ def _join_processes(settings: ConfigDict) -> None:
 def _print_note(settings: ConfigDict) -> None:
     if settings.note and jax.process_index() == 0:
         print(settings.note, file=sys.stderr, flush=True)
+
+
+def print_convolutions() -> None:
+    """Say once which library computes the convolutions, where there is a choice; it may be compiled first."""
+    said = onednn.status()
+    if said and jax.process_index() == 0:
+        print(said, file=sys.stderr, flush=True)
 
 
 def _keep_exit_code(code: int, *, seconds: float) -> None:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dgkd_jax import __version__
 from dgkd_jax.data.source import Source
+from dgkd_jax.models.onednn import library as onednn
 from dgkd_jax.runs.record import duration
 from dgkd_jax.training.loop import Trained
 from dgkd_jax.training.teacher import Taught
@@ -48,6 +49,7 @@ def describe(
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
             "processes": jax.process_count(),
+            "convolutions": onednn.name(),
             "dgkd_jax": __version__,
             **{package: version(package) for package in ("jax", "flax")},
         },

@@ -16,6 +16,7 @@ from configs import mnist5k
 from dgkd_jax.data.open import open_source
 from dgkd_jax.errors import BadInput, NumericFailure, Preempted
 from dgkd_jax.methods import from_config
+from dgkd_jax.models.onednn import library as onednn
 from dgkd_jax.runs import sharding
 from dgkd_jax.runs import workdir as workdir_lib
 from dgkd_jax.runs.record import History
@@ -343,7 +344,8 @@ def test_time_is_accounted_for_in_parts(uninterrupted):
     assert [line["step"] for line in times] == [0, 4, 8]
     assert set(times[1]) == set(times[2]) == {"step", "kind", *timing.PARTS}
     cost = set(times[0]) - set(times[1])  # of the compiled step, told once
-    assert cost == {"step_gflops", "temporary_mib", "arguments_mib", "output_mib", "donated_mib"}
+    counted = set() if onednn.find() else {"step_gflops"}  # XLA counts nothing of what oneDNN computes
+    assert cost == counted | {"temporary_mib", "arguments_mib", "output_mib", "donated_mib"}
     assert all(times[0][name] > 0 for name in cost)
     assert times[0]["donated_mib"] <= times[0]["output_mib"] < 1.5 * times[0]["donated_mib"]  # the state is donated
     assert all(line[part] >= 0 for line in times for part in timing.PARTS)

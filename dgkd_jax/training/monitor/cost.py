@@ -2,6 +2,8 @@
 
 import jax
 
+from dgkd_jax.models.onednn import library as onednn
+
 # Published dense bfloat16 peaks in TFLOP/s by JAX's `device_kind`. Other devices get no utilisation. Source:
 # Google Cloud's TPU pages.
 BFLOAT16_PEAK_TFLOPS = {
@@ -19,14 +21,14 @@ def cost(compiled: jax.stages.Compiled, *, is_loop: bool = False) -> dict[str, f
         is_loop: it computes its batch in a loop, of which XLA counts one round, so operations are not told.
 
     Returns:
-        Only what the backend reports. `step_gflops`: 10⁹ floating-point operations as XLA counts them; not on GPUs,
-        where it counts none of those of vendor libraries (cuDNN, cuBLAS), which are nearly all. `temporary_mib`,
+        Only what the backend reports. `step_gflops`: 10⁹ floating-point operations as XLA counts them; not where
+        libraries of vendors do nearly all (cuDNN and cuBLAS on GPUs, oneDNN), of which it counts none. `temporary_mib`,
         `arguments_mib`, `output_mib`: memory in MiB. `donated_mib`: the part of the output that reuses the
         arguments' memory.
     """
     found = {}
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    if analysis and analysis.get("flops", 0) > 0 and jax.default_backend() != "gpu" and not is_loop:
+    if analysis and analysis.get("flops", 0) > 0 and not is_loop and not _leaves_it_to_vendors(compiled):
         found["step_gflops"] = analysis["flops"] / 1e9
     if memory is not None:
         for name, bytes_ in {
@@ -37,6 +39,11 @@ def cost(compiled: jax.stages.Compiled, *, is_loop: bool = False) -> dict[str, f
         }.items():
             found[name] = bytes_ / 2**20
     return found
+
+
+def _leaves_it_to_vendors(compiled: jax.stages.Compiled) -> bool:
+    library = onednn.find()
+    return jax.default_backend() == "gpu" or (library is not None and library.target in compiled.as_text())
 
 
 def summary(found: dict[str, float]) -> str:
