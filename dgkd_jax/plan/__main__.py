@@ -8,6 +8,7 @@
 --largest   find the largest batch that fits by compiling up to five more programs
 --price     of a chip for an hour
 --output    a file for everything, as JSON
+--workdir   is main's, and not read: a command of dgkd_jax.main becomes one of dgkd_jax.plan by a --topology
 
 It prints memory, time, speed, hours, the exchanges between chips and the costliest operations. It needs no TPU, data or
 weights, but pip install -e '.[plan]' (Linux on x86-64), and minutes: ResNet-50 teaching ResNet-18 takes four of one
@@ -56,6 +57,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--largest", action="store_true")
     parser.add_argument("--price", type=_price)
     parser.add_argument("--output", type=epath.Path)
+    parser.add_argument("--workdir")
     return parser
 
 
