@@ -66,6 +66,11 @@ class Evaluation(NamedTuple):
     rows: dict[str, np.ndarray] | None
 
 
+def batch_rows(most: int, num_examples: int, *, devices: int) -> int:
+    """Rows of a global batch: `most`, or the whole set if it is smaller, rounded up to a multiple of the devices."""
+    return math.ceil(min(most, num_examples) / devices) * devices
+
+
 def clean(source: Source) -> EvaluationSet:
     """The evaluation split of a data set."""
 
@@ -197,13 +202,9 @@ class Evaluator:
         logits, mask = jax.device_get((self._gather(ask(batch)), self._gather(batch["mask"])))
         return logits[mask]
 
-    def rows(self, num_examples: int) -> int:
-        """Of a global batch, for a set of this many examples."""
-        return math.ceil(min(self._batch_size, num_examples) / self._mesh.size) * self._mesh.size
-
     def _batches(self, chosen: EvaluationSet) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
         """Global batches, corrupted, with the places of their rows in the set."""
-        size = self.rows(chosen.num_examples)
+        size = batch_rows(self._batch_size, chosen.num_examples, devices=self._mesh.size)
         for number, batch in enumerate(chosen.batches(size)):
             placed = sharding.to_global(batch | {"index": _places(chosen.num_examples, number, size)}, self._mesh)
             places = placed.pop("index")

@@ -11,7 +11,7 @@
 --workdir   is main's, and not read: a command of dgkd_jax.main becomes one of dgkd_jax.plan by a --topology
 
 It prints memory, time, speed, hours, the exchanges between chips and the costliest operations. It needs no TPU, data or
-weights, but pip install -e '.[plan]' (Linux on x86-64), and minutes: ResNet-50 teaching ResNet-18 takes four of one
+weights, but pip install -e '.[plan]' (Linux on x86-64), and minutes: ResNet-50 teaching ResNet-18 took seven of a
 processor. How to read the page: docs/plan.md. Exit code 2: bad input, or the program does not fit.
 
 Example: python -m dgkd_jax.plan --config=configs/imagenet_r50_r18.py --topology=v5e:16x16 --per-chip=128

@@ -29,8 +29,8 @@ def advice(plan: Plan, config: ConfigDict) -> list[str]:
     blocking = sum(each.count for each in plan.cost.collectives if not each.overlaps)
     if plan.target == "train" and blocking >= MANY_EXCHANGES:
         way_out = (
-            f"; most are BatchNorm's, which --config.batch_norm_groups={plan.topology.chips} needs not: statistics of "
-            "each chip's images, as PyTorch's DistributedDataParallel has, so other results"
+            f"; BatchNorm needs none with --config.batch_norm_groups={plan.topology.chips}: each chip's own "
+            "statistics, as in PyTorch's DistributedDataParallel, which gives other results"
             if config.batch_norm_groups == 1 and plan.topology.chips > 1
             else ""
         )
@@ -51,6 +51,13 @@ def _too_large(plan: Plan) -> str:
 
 def _training(plan: Plan, config: ConfigDict) -> list[str]:
     chips, found = plan.topology.chips, []
+    readers, hosts = config.data.readers, plan.topology.hosts
+    if plan.streamed and not config.data.mock and readers > 1 and readers % hosts:
+        enough = hosts * math.ceil(readers / hosts)
+        found.append(
+            f"config.data.readers={readers} would be refused, since {hosts} hosts cannot share them evenly: "
+            f"--config.data.readers={enough}"
+        )
     if plan.per_chip < FEW_PER_CHIP:
         most = whole(min(USEFUL_PER_CHIP, plan.largest or USEFUL_PER_CHIP))
         useful = min(most, whole(max(LARGEST_BATCH // chips, 1)))

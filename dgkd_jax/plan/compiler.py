@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+from jax.experimental import topologies
 
 from dgkd_jax.data import quiet
 from dgkd_jax.errors import BadInput
@@ -36,8 +37,6 @@ def devices_of(wanted: Slice) -> Sequence[jax.Device]:
     Raises:
         BadInput: the compiler knows no such slice.
     """
-    from jax.experimental import topologies
-
     options = {"chip_config_name": "megacore"} if wanted.chip.name == "v4" else {}  # one device is a whole chip
     if wanted.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)

@@ -31,7 +31,7 @@ def plan(config: ConfigDict, on: Slice, *, target: str, per_chip: int | None = N
     found = _compiled(config, on, target)
     source = program.described(config)
     cost = None if isinstance(found, TooLarge) else estimate.cost_of(found, on, of_step=target == "train")
-    rows = config.batch_size if target == "train" else _rows(config, on, source.num_eval)
+    rows = program.rows_of(config, target, devices=on.chips)
     constant = 0.0
     if cost is not None:
         image_mib = (math.prod(source.image_shape) + 4) / 2**20
@@ -72,11 +72,6 @@ def _compiled(config: ConfigDict, on: Slice, target: str) -> Compiled | TooLarge
     except ValueError as error:
         raise BadInput(f"config.{error}") from error
     return compile_it(program.lower(config, mesh, target=target))
-
-
-def _rows(config: ConfigDict, on: Slice, num_eval: int) -> int:
-    """As `Evaluator.rows`."""
-    return math.ceil(min(config.eval_batch_size, num_eval) / on.chips) * on.chips
 
 
 def _largest(config: ConfigDict, on: Slice, target: str, fits: int, guess: int) -> int | None:

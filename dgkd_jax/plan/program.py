@@ -9,7 +9,7 @@ from dgkd_jax import methods
 from dgkd_jax.data.described import describe
 from dgkd_jax.data.source import Description
 from dgkd_jax.errors import BadInput
-from dgkd_jax.evaluate.evaluator import Evaluator, Known
+from dgkd_jax.evaluate.evaluator import Evaluator, Known, batch_rows
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import sharding
 from dgkd_jax.training import checks, feed
@@ -29,6 +29,13 @@ def described(config: ConfigDict) -> Description:
     if config.method == "all":
         raise BadInput("config.method=all: a plan is of one method; give --config.method=dgkd, for example")
     return describe(config.data)
+
+
+def rows_of(config: ConfigDict, target: str, *, devices: int) -> int:
+    """Of the target's global batch."""
+    if target == "train":
+        return config.batch_size
+    return batch_rows(config.eval_batch_size, described(config).num_eval, devices=devices)
 
 
 def lower(config: ConfigDict, mesh: Mesh, *, target: str) -> jax.stages.Lowered:
@@ -57,7 +64,7 @@ def lower(config: ConfigDict, mesh: Mesh, *, target: str) -> jax.stages.Lowered:
         step, arguments = feed.described(config, program, source=source, mesh=mesh, cached=cached)
         return step.lower(program.begins_as, in_training, *arguments)
     evaluator = Evaluator(mesh, batch_size=config.eval_batch_size)
-    batch = _evaluated(source, mesh, rows=evaluator.rows(source.num_eval))
+    batch = _evaluated(source, mesh, rows=rows_of(config, target, devices=mesh.size))
     if target == "teacher":
         return evaluator.ask.lower(teacher, batch)
     student: Network = program.student.with_variables(program.begins_as.evaluated)

@@ -123,6 +123,7 @@ def test_what_the_compiler_says_of_a_program_that_does_not_fit():
 
 
 def test_two_images_a_chip_are_told_with_the_batch_and_rate_that_use_them(cost, config):
+    config.data.readers = 64
     (first, *_) = advice(a_plan(cost, topology="v5e:16x16", batch_size=512), config)
     assert "2 images a chip leave it idle" in first
     assert "--per-chip=32 makes the batch 8,192" in first  # the largest that the linear rule is shown for
@@ -134,6 +135,14 @@ def test_a_batch_beyond_what_the_linear_rule_is_shown_for_is_told(cost, config):
     found = advice(a_plan(cost, topology="v5e:16x16", batch_size=32768), config)
     assert any("learning_rate=12.8" in line for line in found)
     assert any("32,768 is beyond 8,192" in line and "64 chips with 128 each" in line for line in found)
+
+
+def test_readers_that_the_hosts_cannot_share_are_told(cost, config):
+    assert config.data.readers == 32
+    on_64_hosts = advice(a_plan(cost, topology="v5e:16x16", batch_size=8192), config)
+    assert "config.data.readers=32 would be refused" in on_64_hosts[0]
+    assert on_64_hosts[0].endswith("--config.data.readers=64")
+    assert not any("readers" in line for line in advice(a_plan(cost, topology="v5e:8x16", batch_size=8192), config))
 
 
 def test_the_configs_own_batch_needs_no_advice(cost, config):
