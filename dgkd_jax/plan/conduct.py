@@ -37,11 +37,13 @@ def plan(config: ConfigDict, on: Slice, *, target: str, per_chip: int | None = N
         image_mib = (math.prod(source.image_shape) + 4) / 2**20
         constant = max(cost.memory.arguments - image_mib * rows / on.chips, 0.0)
     most = estimate.largest_estimated(cost or found, on, per_chip=rows / on.chips, constant_mib=constant)
-    if most is not None:  # an epoch has a batch at least
-        most = min(most, (source.num_train if target == "train" else source.num_eval) // on.chips)
+    ceiling = (source.num_train if target == "train" else source.num_eval) // on.chips  # a batch is not more than all
+    if most is not None:
+        most = min(most, ceiling)
     how = "estimated" if most is not None else ""
     if largest:
-        most, how = _largest(config, on, target, rows // on.chips if cost else 0, most or rows // on.chips), "compiled"
+        fits, guess = rows // on.chips if cost else 0, most or rows // on.chips
+        most, how = _largest(config, on, target, fits=fits, guess=guess, ceiling=ceiling), "compiled"
     steps_per_epoch = source.steps_per_epoch(config.batch_size) if target == "train" else None
     return Plan(
         topology=on,
@@ -74,16 +76,17 @@ def _compiled(config: ConfigDict, on: Slice, target: str) -> Compiled | TooLarge
     return compile_it(program.lower(config, mesh, target=target))
 
 
-def _largest(config: ConfigDict, on: Slice, target: str, fits: int, guess: int) -> int | None:
+def _largest(config: ConfigDict, on: Slice, target: str, *, fits: int, guess: int, ceiling: int) -> int | None:
     """Images a chip: the most that were compiled and fit; None where none did.
 
     Args:
         fits: that are known to fit; 0: none.
         guess: that may fit.
+        ceiling: the most that there can be.
     """
     too_many = None
     for _ in range(_MOST_TRIES):
-        guess = estimate.whole(guess)
+        guess = estimate.whole(min(guess, ceiling))
         if guess <= fits or guess == too_many:
             break
         found = _compiled(_with_per_chip(config, on, target, guess), on, target)

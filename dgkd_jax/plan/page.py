@@ -122,9 +122,9 @@ def table(plans: list[Plan], *, title: str, price: float | None) -> str:
         "batch": [f"{plan.batch_size:,}" for plan in plans],
         "memory, GiB": [_memory(plan) for plan in plans],
         "largest, images a chip": [f"{plan.largest:,}" if plan.largest else "–" for plan in plans],
-        "estimated time, ms": [_of(plan, lambda plan: f"{1e3 * plan.cost.estimated_s:.1f}") for plan in plans],
-        "at least, ms": [_of(plan, lambda plan: f"{1e3 * plan.cost.roofline_s:.1f}") for plan in plans],
-        "exchanges, at least, ms": [_of(plan, lambda plan: f"{1e3 * plan.cost.exchanges_s:.2f}") for plan in plans],
+        "estimated time, ms": [_of(plan, lambda plan: _three(1e3 * plan.cost.estimated_s)) for plan in plans],
+        "at least, ms": [_of(plan, lambda plan: _three(1e3 * plan.cost.roofline_s)) for plan in plans],
+        "exchanges, at least, ms": [_of(plan, lambda plan: _three(1e3 * plan.cost.exchanges_s)) for plan in plans],
         "exchanges": [_of(plan, lambda plan: f"{sum(e.count for e in plan.cost.collectives)}") for plan in plans],
         "images/s a chip": [
             _of(plan, lambda plan: f"{plan.images_per_second / plan.topology.chips:,.0f}") for plan in plans

@@ -76,6 +76,16 @@ def _noted(called, name, jitted, *arguments, **options):
     return jitted(*arguments, **options)
 
 
+@pytest.mark.parametrize("own", ["own_networks:Plain", "own_networks:Linen(classes=10)"])
+def test_an_own_network_by_an_import_path_is_planned_as_it_is_run(own):
+    config, mesh = tiny(**{"batch_size": 16, "method": "ce", "student.model": own}), sharding.make_mesh()
+    planned = program.lower(config, mesh, target="train").as_text()
+    source = open_source(config.data)
+    built, state = build(config, source, mesh, None)
+    with feed.feed(config, built, source=source, mesh=mesh, start=0) as fed:
+        assert fed.program.lower(state, None, *fed.arguments(0, 1)).as_text() == planned
+
+
 def test_a_mesh_of_absent_devices_decides_the_form_and_the_dtype(monkeypatch):
     """As a stand-in for a TPU: a mesh that says so, on this machine's devices."""
     monkeypatch.setattr(sharding, "platform_of", lambda mesh: "tpu")
