@@ -23,7 +23,7 @@ from dgkd_jax.training import parts
 
 FORMS = {
     "run": {},
-    "loop": {"is_loop": lambda count: count > 1},
+    "loop": {"is_loop": lambda count, on: count > 1},
     "free": {"_after": lambda done, part: part},
 }
 

@@ -132,7 +132,7 @@ def our_step(args: argparse.Namespace, *, cached: bool = False) -> tuple[Callabl
         taught = CachedTeacher(taught, "")
         batch |= sharding.to_global({"teacher_logits": np.zeros((args.batch, args.classes), np.float16)}, mesh)
     compiled = step.lower(current, taught, batch).compile()
-    facts = cost.cost(compiled)
+    facts = cost.cost(compiled, platform=jax.default_backend())
 
     def run():
         nonlocal current

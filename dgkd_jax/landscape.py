@@ -24,6 +24,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from dgkd_jax import losses
+from dgkd_jax.data import quiet
 from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
 
 CLASSES = 3
@@ -285,6 +286,7 @@ def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
 
     def work() -> None:
+        quiet.for_good()
         options = vars(_parser().parse_args(arguments))
         folder = Path(options.pop("output"))
         settings = _check(Settings(**options))

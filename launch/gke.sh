@@ -18,7 +18,9 @@
 #   --spot                    on spot nodes, which give pods some 25 s whatever --grace-s says
 #   --max-restarts=N          after failures that are no preemption; default 10
 #   --grace-s=N               seconds between SIGTERM and SIGKILL, above one step and one save; default 300
-#   --dry-run                 print the manifest and the commands, run none; also the same by xpk
+#   --dry-run                 print the manifest and the commands, run none; also the same by xpk; and with the extra `plan`
+#                             first what COMMAND would cost there: minutes. Refused where it does not fit
+#   --force                   with --dry-run: print them nevertheless
 #
 # Exit code: 0 when the cluster has the JobSet, not when that has ended; 2 for bad arguments; else kubectl's.
 set -euo pipefail
@@ -30,7 +32,7 @@ bad() {
 }
 
 name='' image='' accelerator='' topology='' hosts='' chips=4 namespace=default
-max_restarts=10 grace_s=300 spot=false dry_run=false
+max_restarts=10 grace_s=300 spot=false dry_run=false force=false
 while (($#)); do
   case $1 in
   --)
@@ -42,6 +44,7 @@ while (($#)); do
     exit
     ;;
   --dry-run) dry_run=true ;;
+  --force) force=true ;;
   --spot) spot=true ;;
   --name=?*) name=${1#*=} ;;
   --image=?*) image=${1#*=} ;;
@@ -71,6 +74,8 @@ done
 [[ "$*" != *[[:cntrl:]]* ]] || bad 'the command has a control character, such as a line break'
 $dry_run || command -v kubectl >/dev/null || bad 'kubectl is not installed'
 cd "$(dirname "$0")"
+# shellcheck source=/dev/null
+source plan.sh
 
 # Prints its arguments as a line for a shell.
 quote() {
@@ -124,6 +129,7 @@ document=$(manifest "$@")
 apply=(kubectl apply --filename=-)
 delete=(kubectl delete jobset "$name" --namespace="$namespace")
 if $dry_run; then
+  plan "$accelerator:$topology" "$@" || $force || bad 'refused; --force prints the manifest nevertheless'
   printf '%s\n' "$document"
   echo "# where one of this name has ended:"
   echo "#   ${delete[*]}"

@@ -18,7 +18,9 @@
 #   --project=PROJECT         default: gcloud's own
 #   --spot                    cheaper, and may be taken away
 #   --max-restarts=N          after failures that are no preemption; default 3
-#   --dry-run                 print the commands for a slice that does not exist yet, run none
+#   --dry-run                 print the commands for a slice that does not exist yet, run none; and with the extra `plan`
+#                             first what COMMAND would cost there: minutes. Refused where it does not fit
+#   --force                   with --dry-run: print them nevertheless
 #
 # Exit code: COMMAND's; 2 for bad arguments or bad input, which is never tried again, as is 3 (numeric failure).
 set -euo pipefail
@@ -32,7 +34,7 @@ bad() {
 }
 say() { echo "tpu_vm.sh: $1" >&2; }
 
-name='' zone='' accelerator='' runtime='' max_restarts=3 dry_run=false
+name='' zone='' accelerator='' runtime='' max_restarts=3 dry_run=false force=false
 project=() spot=()
 while (($#)); do
   case $1 in
@@ -45,6 +47,7 @@ while (($#)); do
     exit
     ;;
   --dry-run) dry_run=true ;;
+  --force) force=true ;;
   --spot) spot=(--spot) ;;
   --name=?*) name=${1#*=} ;;
   --zone=?*) zone=${1#*=} ;;
@@ -66,6 +69,8 @@ $dry_run || command -v gcloud >/dev/null || bad 'gcloud is not installed'
 cd "$(dirname "$0")/.."
 readonly ARCHIVE=${TMPDIR:-/tmp}/dgkd_jax-$name.tar.gz
 where=(--zone="$zone" ${project[@]+"${project[@]}"})
+# shellcheck source=/dev/null
+source launch/plan.sh
 
 # Prints its arguments as a line for a shell.
 quote() {
@@ -151,6 +156,9 @@ start() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$START; exec $command"
 }
 
+if $dry_run; then
+  plan "$accelerator" "$@" || $force || bad 'refused; --force prints the commands nevertheless'
+fi
 failures=0
 while true; do
   ensure_active

@@ -15,6 +15,9 @@ class DataSet:
 
     Attributes:
         num_classes: None where the files decide (a folder of images).
+        num_train: examples in the training split, as published; None where the files decide. Read where the files are
+            not: a run counts them.
+        num_eval: likewise of the evaluation split.
         size: side of the images in pixels; None where it varies.
         channels: 1 or 3; decoding converts images to it.
         mean: per channel.
@@ -24,6 +27,8 @@ class DataSet:
     """
 
     num_classes: int | None
+    num_train: int | None = None
+    num_eval: int | None = None
     size: int | None
     channels: int
     mean: tuple[float, ...]
@@ -36,12 +41,27 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # 
 
 TABLE: dict[str, DataSet] = {
     # Measured: python -m dgkd_jax.data.prepare mnist5k --statistics
-    "mnist5k": DataSet(num_classes=10, size=28, channels=1, mean=(0.1311,), std=(0.3083,)),
+    "mnist5k": DataSet(
+        num_classes=10, num_train=4000, num_eval=1000, size=28, channels=1, mean=(0.1311,), std=(0.3083,)
+    ),
     # Measured: python -m dgkd_jax.data.prepare fashion_mnist_local --statistics
-    "fashion_mnist_local": DataSet(num_classes=10, size=28, channels=1, mean=(0.2860,), std=(0.3530,)),
-    "mnist": DataSet(num_classes=10, size=28, channels=1, mean=(0.1307,), std=(0.3081,), host="storage.googleapis.com"),
+    "fashion_mnist_local": DataSet(
+        num_classes=10, num_train=60_000, num_eval=10_000, size=28, channels=1, mean=(0.2860,), std=(0.3530,)
+    ),
+    "mnist": DataSet(
+        num_classes=10,
+        num_train=60_000,
+        num_eval=10_000,
+        size=28,
+        channels=1,
+        mean=(0.1307,),
+        std=(0.3081,),
+        host="storage.googleapis.com",
+    ),
     "cifar10": DataSet(
         num_classes=10,
+        num_train=50_000,
+        num_eval=10_000,
         size=32,
         channels=3,
         mean=(0.4914, 0.4822, 0.4465),
@@ -50,6 +70,8 @@ TABLE: dict[str, DataSet] = {
     ),
     "cifar100": DataSet(
         num_classes=100,
+        num_train=50_000,
+        num_eval=10_000,
         size=32,
         channels=3,
         mean=(0.5071, 0.4867, 0.4408),
@@ -59,6 +81,8 @@ TABLE: dict[str, DataSet] = {
     # Figures in common use for SVHN's training split; not recomputed here.
     "svhn_cropped": DataSet(
         num_classes=10,
+        num_train=73_257,
+        num_eval=26_032,
         size=32,
         channels=3,
         mean=(0.4377, 0.4438, 0.4728),
@@ -68,6 +92,8 @@ TABLE: dict[str, DataSet] = {
     # ImageNet's figures: none are established for Food-101 itself.
     "food101": DataSet(
         num_classes=101,
+        num_train=75_750,
+        num_eval=25_250,
         size=None,
         channels=3,
         mean=_IMAGENET_MEAN,
@@ -77,6 +103,8 @@ TABLE: dict[str, DataSet] = {
     ),
     "imagenet2012": DataSet(
         num_classes=1000,
+        num_train=1_281_167,
+        num_eval=50_000,
         size=None,
         channels=3,
         mean=_IMAGENET_MEAN,
@@ -86,6 +114,8 @@ TABLE: dict[str, DataSet] = {
     # Figures in common use for Tiny ImageNet's training split; not recomputed here.
     "tiny_imagenet": DataSet(
         num_classes=200,
+        num_train=100_000,
+        num_eval=10_000,
         size=64,
         channels=3,
         mean=(0.4802, 0.4481, 0.3975),

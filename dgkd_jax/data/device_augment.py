@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dgkd_jax.data import erasing, mixing, trivial_augment
-from dgkd_jax.data.source import Source
+from dgkd_jax.data.source import Description
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class DeviceAugment:
         return bool(self.mixup or self.cutmix)
 
 
-def from_config(data: Any, source: Source, *, seed: int) -> DeviceAugment:
+def from_config(data: Any, source: Description, *, seed: int) -> DeviceAugment:
     """As the config's section `data` has it.
 
     Args:

@@ -66,14 +66,23 @@ def open_source(data: Any) -> Source:
         raise BadInput(f"config.data.mock=True generates images like those of a known set, not of {data.name!r}")
     else:
         return own_data.open_imported(data)
+    shared = what_the_models_see(data, entry)
+    return _generated(data, entry, shared) if data.mock else _prepared(data, entry, shared)
+
+
+def what_the_models_see(data: Any, entry: catalogue.DataSet) -> dict[str, Any]:
+    """Name, image_shape, mean and std of a `Source`.
+
+    Raises:
+        BadInput: a key has an unusable value.
+    """
     size = _check_view(data, entry)
-    shared = {
+    return {
         "name": data.name,
         "image_shape": (size, size, entry.channels),
         "mean": _per_channel("mean", data.mean, entry),
         "std": _per_channel("std", data.std, entry),
     }
-    return _generated(data, entry, shared) if data.mock else _prepared(data, entry, shared)
 
 
 def _generated(data: Any, entry: catalogue.DataSet, shared: dict[str, Any]) -> Source:
@@ -104,9 +113,6 @@ def _prepared(data: Any, entry: catalogue.DataSet, shared: dict[str, Any]) -> So
             f"{splits['train'].num_bytes / 2**30:.0f} GiB: give a number of records, such as 16384"
         )
     num_train = _train_examples(data, splits["train"].num_examples)
-    # Crops that are resized are made by the host; and a set that needs a shuffle buffer does not fit in memory.
-    can_be_on_device = not data.augment.startswith("random_resized_crop") and data.shuffle_buffer == 0
-    decoded_bytes = num_train * math.prod(shared["image_shape"])
     return tfds_source.TfdsSource(
         **shared,
         num_classes=builder.info.features["label"].num_classes,
@@ -121,8 +127,15 @@ def _prepared(data: Any, entry: catalogue.DataSet, shared: dict[str, Any]) -> So
         readers=data.readers,
         max_bad_images=data.max_bad_images,
         label_noise=data.label_noise,
-        on_device=can_be_on_device and decoded_bytes <= data.on_device_mib * _MIB,
+        on_device=may_be_on_device(data, num_train, shared["image_shape"]),
     )
+
+
+def may_be_on_device(data: Any, num_train: int, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a set's decoded training images are kept in the memory of each device."""
+    # Crops that are resized are made by the host; and a set that needs a shuffle buffer does not fit in memory.
+    possible = not data.augment.startswith("random_resized_crop") and data.shuffle_buffer == 0
+    return possible and num_train * math.prod(image_shape) <= data.on_device_mib * _MIB
 
 
 def _train_examples(data: Any, there: int) -> int:

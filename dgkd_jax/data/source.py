@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 
 
-class Source(Protocol):
-    """A training and an evaluation split.
+class Description(Protocol):
+    """What a program must know of a data set: all but its examples.
 
     Attributes:
         name: of the data set.
@@ -38,6 +38,10 @@ class Source(Protocol):
         Raises:
             BadInput: the split is smaller than one batch.
         """
+
+
+class Source(Description, Protocol):
+    """A training and an evaluation split."""
 
     def train_batches(
         self, *, seed: int, batch_size: int, start_step: int, process_index: int = 0, process_count: int = 1

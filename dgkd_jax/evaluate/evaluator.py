@@ -66,6 +66,11 @@ class Evaluation(NamedTuple):
     rows: dict[str, np.ndarray] | None
 
 
+def batch_rows(most: int, num_examples: int, *, devices: int) -> int:
+    """Rows of a global batch: `most`, or the whole set if it is smaller, rounded up to a multiple of the devices."""
+    return math.ceil(min(most, num_examples) / devices) * devices
+
+
 def clean(source: Source) -> EvaluationSet:
     """The evaluation split of a data set."""
 
@@ -82,6 +87,10 @@ class Evaluator:
 
     Without features of the student (`Network.gives_features`) there is no neural collapse, and the logits are embedded.
 
+    Attributes:
+        plain, full: `plain_step` and `full_step` under `jit`; `full` gets a teacher that is run as `Known`.
+        ask: (network, batch) -> logits, under `jit`.
+
     Args:
         mesh: all devices.
         batch_size: the largest global batch; it changes no result.
@@ -93,9 +102,10 @@ class Evaluator:
         self._mesh, self._batch_size, self._remembers_teacher = mesh, batch_size, remembers_teacher
         self._remembered: dict[tuple[str, str], list[jax.Array]] = {}
         replicated, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        self._plain = jax.jit(plain_step, out_shardings=replicated)
-        self._ask = jax.jit(Network.logits, out_shardings=by_row)
-        self._full = jax.jit(full_step, static_argnames="classes", out_shardings=(replicated, by_row))
+        made = functools.partial(sharding.made_for, mesh)
+        self.plain = jax.jit(made(plain_step), out_shardings=replicated)
+        self.ask = jax.jit(made(Network.logits), out_shardings=by_row)
+        self.full = jax.jit(made(full_step), static_argnames="classes", out_shardings=(replicated, by_row))
         self._add = jax.jit(metrics.merge, donate_argnums=0)
         self._gather = jax.jit(lambda rows: rows, out_shardings=replicated)
         self._scatter = jax.jit(collapse.scatter, out_shardings=replicated)
@@ -134,14 +144,14 @@ class Evaluator:
             if diagnose or by_example:
                 if asked is not None:
                     batch = batch | {"teacher_logits": asked(batch)}
-                beside = teacher if asked is None else _Known()
-                found, rows = self._full(student, beside, batch, classes=chosen.classes)
+                beside = teacher if asked is None else Known()
+                found, rows = self.full(student, beside, batch, classes=chosen.classes)
                 if diagnose:
                     kept.append(rows)
                 if by_example:
                     examples.add(jax.device_get(self._gather(rows | {"index": places})))
             else:
-                found = self._plain(student, batch)
+                found = self.plain(student, batch)
             sums = self._sum(sums, found)
             if stop():
                 return None
@@ -164,7 +174,7 @@ class Evaluator:
         elif not self._remembers_teacher or teacher is None or teacher.fingerprint is None:
             return None
         else:
-            ask = functools.partial(self._ask, teacher)
+            ask = functools.partial(self.ask, teacher)
         return _Asked(ask, self._remembered.get((chosen.name, teacher.fingerprint)))
 
     def _from_host(self, teacher: HostNetwork) -> Callable[[dict[str, jax.Array]], jax.Array]:
@@ -179,22 +189,22 @@ class Evaluator:
         for (batch, _), _ in zip(self._batches(chosen), range(batches), strict=False):
             if isinstance(network, HostNetwork):
                 batch = batch | {"teacher_logits": self._from_host(network)(batch)}
-                sums = self._sum(sums, self._plain(_Known(), batch))
+                sums = self._sum(sums, self.plain(Known(), batch))
             else:
-                sums = self._sum(sums, self._plain(network, batch))
+                sums = self._sum(sums, self.plain(network, batch))
         correct, counted = sums.means["accuracy"]
         return int(correct), int(counted)
 
     def first_logits(self, network: Network | HostNetwork, chosen: EvaluationSet) -> np.ndarray:
         """Logits `[examples, classes]` of the first batch of a set."""
         batch, _ = next(self._batches(chosen))
-        ask = self._from_host(network) if isinstance(network, HostNetwork) else functools.partial(self._ask, network)
+        ask = self._from_host(network) if isinstance(network, HostNetwork) else functools.partial(self.ask, network)
         logits, mask = jax.device_get((self._gather(ask(batch)), self._gather(batch["mask"])))
         return logits[mask]
 
     def _batches(self, chosen: EvaluationSet) -> Iterator[tuple[dict[str, jax.Array], jax.Array]]:
         """Global batches, corrupted, with the places of their rows in the set."""
-        size = math.ceil(min(self._batch_size, chosen.num_examples) / self._mesh.size) * self._mesh.size
+        size = batch_rows(self._batch_size, chosen.num_examples, devices=self._mesh.size)
         for number, batch in enumerate(chosen.batches(size)):
             placed = sharding.to_global(batch | {"index": _places(chosen.num_examples, number, size)}, self._mesh)
             places = placed.pop("index")
@@ -204,7 +214,7 @@ class Evaluator:
 
     def _sum(self, sums: Sums | None, more: Sums) -> Sums:
         sums = more if sums is None else self._add(sums, more)
-        sharding.wait_if_needed(sums)
+        sharding.wait_if_needed(sums, self._mesh)
         return sums
 
     def _diagnosis(
@@ -230,13 +240,13 @@ class Evaluator:
             rows = kept.pop(0)
             part = self._scatter(rows["features"], rows["label"], rows["mask"], rows["student_prediction"], **around)
             scattered = part if scattered is None else self._add(scattered, part)
-            sharding.wait_if_needed(scattered)
+            sharding.wait_if_needed(scattered, self._mesh)
         weights = jax.device_get(self._classifier(student.variables))
         return collapse.measures(sums, jax.device_get(scattered), means=means, classifier=weights)
 
 
 @flax.struct.dataclass
-class _Known:
+class Known:
     """A teacher whose logits are in the batch."""
 
     def logits(self, batch: dict[str, jax.Array]) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dgkd_jax.models import cpu_convolution
+from dgkd_jax.models import cpu_convolution, platform
 from dgkd_jax.models.onednn import convolution as onednn
 
 
@@ -64,12 +64,12 @@ class Conv(nn.Module):
         return y
 
 
-def _on_this_backend(*arguments: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
-    """As `jax.lax.platform_dependent`, but only the form for the default backend is in the program."""
-    return (cpu if jax.default_backend() == "cpu" else default)(*arguments)
+def _on_this_platform(*arguments: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
+    """As `jax.lax.platform_dependent`, but only the form for the platform of the mesh is in the program."""
+    return (cpu if platform.current() == "cpu" else default)(*arguments)
 
 
-_choose_form = contextvars.ContextVar("choose_form", default=_on_this_backend)
+_choose_form = contextvars.ContextVar("choose_form", default=_on_this_platform)
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def forms_chosen_by(choose: Callable) -> Iterator[None]:
 def _convolve(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: cpu_convolution.Padding, groups: int
 ) -> jax.Array:
-    """Choose the convolution that is fast on this backend; only this function does so."""
+    """Choose the convolution that is fast on the platform; only this function does so."""
     by_library = partial(cpu_convolution.by_library, stride=stride, padding=padding, groups=groups)
     if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
         cpu = partial(cpu_convolution.pointwise, stride=stride, groups=groups)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dgkd_jax import models, own_code
 from dgkd_jax.errors import BadInput
-from dgkd_jax.models import foreign
+from dgkd_jax.models import foreign, platform
 from dgkd_jax.models.architecture import Apply, Architecture
 
 
@@ -117,8 +117,8 @@ def create(
 
     Args:
         name: from `models.NAMES`, or an import path (`foreign.imported`).
-        dtype: a config `dtype`; `auto` is bfloat16 on hardware that computes in it, else float32. An imported network
-            has its own.
+        dtype: a config `dtype`; `auto` is float32 where `platform.current()` is a CPU, else bfloat16. An imported
+            network has its own.
         role: student or teacher: the section of the config that names it.
         data: name of the data set, for the error message.
         num_classes: of the data set.
@@ -136,7 +136,7 @@ def create(
             f"config.{role}.model={name!r} is a Python object, which only Python can give: dgkd_jax.distill({role}=…)"
         )
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if platform.current() == "cpu" else "bfloat16"
     model = models.create(name, num_classes=num_classes, dtype=jnp.dtype(dtype), batch_norm_groups=batch_norm_groups)
     try:
         models.shapes(model, image_shape)

@@ -17,12 +17,14 @@ import importlib.util
 import sys
 from types import ModuleType
 
+from dgkd_jax.data import quiet
 from dgkd_jax.errors import ArgumentParser, BadInput, report
 from dgkd_jax.parity import deviations, findings, losses, model, training
 
 
 def main(arguments: list[str]) -> int:
     """Run one sub-command; returns the exit code."""
+    quiet.for_good()
     try:
         options = _parser().parse_args(arguments)
         found = _run(options)

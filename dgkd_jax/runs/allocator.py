@@ -6,6 +6,8 @@ import os
 
 import jax
 
+from dgkd_jax.data import quiet
+
 # mallopt's parameters, from glibc's malloc.h. Its values are C ints, so 2 GiB less one byte is the largest.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _LARGEST = 2**31 - 1
@@ -37,4 +39,4 @@ def _computes_on_cpu() -> bool:
     """Without starting a backend: that has to wait until the other processes have joined."""
     if jax.config.jax_platforms:
         return jax.config.jax_platforms.split(",")[0] == "cpu"
-    return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return importlib.util.find_spec("jax_plugins") is None and not quiet.tpu_is_here()

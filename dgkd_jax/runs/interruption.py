@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dgkd_jax.runs.sharding import calls_must_be_waited_for
+from dgkd_jax.runs import sharding
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Unanswered questions in flight: with 2, the host never waits for the step that it has just dispatched.
@@ -77,7 +77,8 @@ class Interruption:
             return self._requested.is_set()
         if not self._stopped:
             self._unanswered.append(self._ask())
-            while len(self._unanswered) > (0 if calls_must_be_waited_for() else _IN_FLIGHT):
+            in_flight = 0 if sharding.calls_must_be_waited_for(self._per_device.mesh) else _IN_FLIGHT
+            while len(self._unanswered) > in_flight:
                 self._stopped = self._stopped or bool(self._unanswered.popleft())
         return self._stopped
 

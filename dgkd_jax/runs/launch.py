@@ -27,24 +27,39 @@ def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable
         work: called with the validated config and `stop`, a function as `training.loop.fit` takes it.
     """
     try:
-        overrides = command_line.parse(argv, usage=usage)
-        _check_returned(_CONFIG.value)
-        if any(key in default.TEACHERS_OWN for key in overrides):
-            config.fill_in_teacher(_CONFIG.value, command_line.config_of_file(argv))
-        config.validate(_CONFIG.value)
-        command_line.check_read(overrides, _CONFIG.value)
-        set_up(_CONFIG.value)
-        _join_processes(_CONFIG.value)
-        _print_note(_CONFIG.value)
+        settings = parsed(argv, usage=usage)
+        set_up(settings)
+        _join_processes(settings)
+        _print_note(settings)
         print_convolutions()
         with Interruption() as interruption:
-            work(_CONFIG.value, interruption.agreed)
+            work(settings, interruption.agreed)
     except errors.EXPECTED as error:
         code = errors.report(error)
         if jax.distributed.is_initialized():
             _keep_exit_code(code, seconds=0.5 * _CONFIG.value.heartbeat_timeout_s)
         return code
     return 0
+
+
+def parsed(argv: list[str], *, usage: str) -> ConfigDict:
+    """The validated config of a command line.
+
+    Args:
+        argv, usage: as for `command`.
+
+    Raises:
+        BadInput: the command line, the config or a combination of its keys is wrong.
+        SystemExit: --help was asked for and printed.
+    """
+    overrides = command_line.parse(argv, usage=usage)
+    settings = _CONFIG.value
+    _check_returned(settings)
+    if any(key in default.TEACHERS_OWN for key in overrides):
+        config.fill_in_teacher(settings, command_line.config_of_file(argv))
+    config.validate(settings)
+    command_line.check_read(overrides, settings)
+    return settings
 
 
 def _check_returned(settings: object) -> None:

@@ -4,6 +4,8 @@ The mesh has two axes. Batches are split over both, large parameters over `fsdp`
 Programs are written for global arrays, so their numbers do not depend on the number of devices.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,23 +13,43 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dgkd_jax.models import platform
+
 # Smaller parameters are replicated: an all-gather in every step would cost more than a copy on every device.
 LARGE_BYTES = 4 * 2**20
 
 
-def make_mesh(*, fsdp: int = 1) -> Mesh:
-    """All devices of all processes as a `("data", "fsdp")` mesh.
+def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices as a `("data", "fsdp")` mesh.
 
     Args:
         fsdp: devices over which large parameters are sharded; must divide the number of devices.
+        devices: None: all of all processes. Others need not be here: programs can be compiled for them.
 
     Raises:
         ValueError: `fsdp` does not divide the number of devices.
     """
-    devices = jax.device_count()
-    if fsdp < 1 or devices % fsdp:
-        raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {devices}")
-    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    count = jax.device_count() if devices is None else len(devices)
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"mesh.fsdp={fsdp} must divide the number of devices, {count}")
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=devices)
+
+
+def platform_of(mesh: Mesh) -> str:
+    """`cpu`, `gpu` or `tpu`."""
+    return mesh.devices.flat[0].platform
+
+
+def made_for(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, within which networks are made and traced for the platform of the mesh."""
+
+    @functools.wraps(function)
+    def for_platform(*arguments: Any, **options: Any) -> Any:
+        with platform.on(platform_of(mesh)):
+            return function(*arguments, **options)
+
+    return for_platform
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -38,6 +60,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first dimension split over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def steps_sharding(mesh: Mesh) -> NamedSharding:
+    """Of many batches, `[steps, batch, ...]`: each split over all devices."""
+    return NamedSharding(mesh, P(None, ("data", "fsdp")))
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -67,6 +94,15 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, parameter_shardings(tree, mesh))
 
 
+def shapes(tree: Any, mesh: Mesh) -> Any:
+    """What `place` would give, as `jax.ShapeDtypeStruct`s: enough to compile a program for it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        parameter_shardings(tree, mesh),
+    )
+
+
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch, `[batch / processes, ...]` each -> global arrays `[batch, ...]` on the mesh."""
     sharding = batch_sharding(mesh)
@@ -75,7 +111,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def steps_to_global(rows: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of many batches, `[steps, batch / processes, ...]` -> global arrays `[steps, batch, ...]`."""
-    sharding = NamedSharding(mesh, P(None, ("data", "fsdp")))
+    sharding = steps_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in rows.items()}
 
 
@@ -84,15 +120,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(replicated(mesh), array), tree)
 
 
-def calls_must_be_waited_for() -> bool:
-    """Whether each call of a compiled program must be finished before the next one.
+def calls_must_be_waited_for(mesh: Mesh) -> bool:
+    """Whether each call of a program compiled for the mesh must be finished before the next one.
 
     On CPUs, programs on several devices that run at the same time can deadlock.
     """
-    return jax.default_backend() == "cpu" and jax.device_count() > 1
+    return platform_of(mesh) == "cpu" and mesh.size > 1
 
 
-def wait_if_needed(results: Any) -> None:
+def wait_if_needed(results: Any, mesh: Mesh) -> None:
     """Wait for the results of a call if `calls_must_be_waited_for`; use it after each call of a compiled program."""
-    if calls_must_be_waited_for():
+    if calls_must_be_waited_for(mesh):
         jax.block_until_ready(results)

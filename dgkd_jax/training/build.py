@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from dgkd_jax.data import device_augment, on_device
-from dgkd_jax.data.source import Source
+from dgkd_jax.data.source import Description, Source
 from dgkd_jax.methods import Method
 from dgkd_jax.models import network
 from dgkd_jax.models.architecture import Architecture
@@ -30,46 +30,59 @@ class Program(NamedTuple):
         train_step: (state, teacher, batch) -> state, under `jit`.
         steps_on_device: the function below with its first five arguments, under `jit`.
         finite_rows: (state, teacher, batch) -> which rows of the batch are finite; the batch is that of `state.step`.
+        begins_as: the state at step 0 as shapes, dtypes and shardings.
         student: without variables; those are in the state.
         architecture: of the student.
         teacher: None where the method needs none.
         learning_rate: number of steps done -> rate.
+        platform: of the mesh.
     """
 
     train_step: jax.stages.Wrapped
     steps_on_device: jax.stages.Wrapped
     finite_rows: Callable[..., dict[str, jax.Array]]
+    begins_as: state.TrainState
     student: Network
     architecture: Architecture
     teacher: Teacher | None
     learning_rate: Callable[[int], jax.Array]
     steps_per_epoch: int
     total_steps: int
+    platform: str
 
 
 def build(
     config: ConfigDict, source: Source, mesh: Mesh, teacher: Teacher | None, *, given: Given = NOTHING
 ) -> tuple[Program, state.TrainState]:
-    """The compiled functions of a run, and its state at step 0 on the mesh.
+    """The compiled functions of a run, and its state at step 0 on the mesh; arguments as for `program_of`."""
+    program = program_of(config, source, mesh, teacher, given=given)
+    variables = program.architecture.initialise(source.image_shape, config.seed)
+    optimizer, _ = _optimizer(config, source)
+    return program, sharding.place(_initial(config, variables, optimizer, given.method_of(config)), mesh)
+
+
+def program_of(
+    config: ConfigDict, source: Description, mesh: Mesh, teacher: Teacher | None, *, given: Given = NOTHING
+) -> Program:
+    """The compiled functions of a run. No array is made, and none of the mesh's devices is used.
 
     Args:
         config: validated.
-        source: the data set.
-        mesh: all devices.
-        teacher: None where the method needs none.
+        source: the data set, or what is known of it.
+        mesh: all devices, or those of another machine.
+        teacher: None where the method needs none. Its variables may be shapes.
         given: objects in place of the config's names.
     """
     steps_per_epoch, total_steps = _length(config, source)
     optimizer, learning_rate = _optimizer(config, source)
-    architecture, method = given.student_of(config, source), given.method_of(config)
+    method, architecture = given.method_of(config), sharding.made_for(mesh, given.student_of)(config, source)
     # The config of a teacher's own training may set other pixel statistics than the data set's.
     mean, std = tuple(config.data.mean) or source.mean, tuple(config.data.std) or source.std
     student = network.of(architecture, None, mean=mean, std=std)
-    variables = architecture.initialise(source.image_shape, config.seed)
-    current = sharding.place(_initial(config, variables, optimizer, method), mesh)
+    begins_as = sharding.shapes(_shapes(config, source, architecture, optimizer, method), mesh)
     augment = device_augment.from_config(config.data, source, seed=config.seed)
     one_step = functools.partial(
-        _on_augmented(train_step, augment),
+        sharding.made_for(mesh, _on_augmented(train_step, augment)),
         student=student,
         method=method,
         optimizer=optimizer,
@@ -89,31 +102,33 @@ def build(
         steps_per_call=config.steps_per_call,
         batch_sharding=sharding.batch_sharding(mesh),
     )
-    compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, current)}
     look = functools.partial(
-        _on_augmented(finite_rows, augment),
+        sharding.made_for(mesh, _on_augmented(finite_rows, augment)),
         student=student,
         method=method,
         seed=config.seed,
         accumulate=config.accumulate,
     )
-    program = Program(
+    compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, begins_as)}
+    return Program(
         train_step=jax.jit(one_step, **compiled),
         steps_on_device=jax.jit(many_steps, **compiled),
         finite_rows=jax.jit(look, out_shardings=sharding.replicated(mesh)),
+        begins_as=begins_as,
         student=student,
         architecture=architecture,
         teacher=teacher,
         learning_rate=learning_rate,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        platform=sharding.platform_of(mesh),
     )
-    return program, current
 
 
 def _on_augmented(function: Callable[..., Any], augment: device_augment.DeviceAugment) -> Callable[..., Any]:
     """The function (state, teacher, batch) with the batch as the networks see it, teacher and student alike."""
 
+    @functools.wraps(function)
     def on_augmented(current: state.TrainState, teacher: Teacher | None, batch: Batch, **options: Any) -> Any:
         return function(current, teacher, augment(batch, current.step), **options)
 
@@ -127,9 +142,20 @@ def bytes_of_state(config: ConfigDict, source: Source, *, given: Given = NOTHING
         BadInput: as `Given.student_of`.
     """
     optimizer, _ = _optimizer(config, source)
-    method, variables = given.method_of(config), given.student_of(config, source).shapes(source.image_shape)
-    shapes = jax.eval_shape(lambda variables: _initial(config, variables, optimizer, method), variables)
+    shapes = _shapes(config, source, given.student_of(config, source), optimizer, given.method_of(config))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _shapes(
+    config: ConfigDict,
+    source: Description,
+    architecture: Architecture,
+    optimizer: optax.GradientTransformation,
+    method: Method,
+) -> state.TrainState:
+    """The state at step 0 as `jax.ShapeDtypeStruct`s."""
+    variables = architecture.shapes(source.image_shape)
+    return jax.eval_shape(lambda variables: _initial(config, variables, optimizer, method), variables)
 
 
 def _initial(
@@ -139,13 +165,13 @@ def _initial(
     return state.create(variables, optimizer, ema=config.optimizer.ema_decay > 0, metric_names=names)
 
 
-def _length(config: ConfigDict, source: Source) -> tuple[int, int]:
+def _length(config: ConfigDict, source: Description) -> tuple[int, int]:
     """Steps in an epoch, and in the run."""
     steps_per_epoch = source.steps_per_epoch(config.batch_size)
     return steps_per_epoch, config.epochs * steps_per_epoch
 
 
-def _optimizer(config: ConfigDict, source: Source) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def _optimizer(config: ConfigDict, source: Description) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer, and its learning rate by the number of steps done."""
     steps_per_epoch, total_steps = _length(config, source)
     learning_rate = optimizer_lib.learning_rate_schedule(

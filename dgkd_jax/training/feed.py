@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dgkd_jax.data.source import Source
+from dgkd_jax.data.source import Description, Source
 from dgkd_jax.runs import sharding
 from dgkd_jax.training.build import Program
 
@@ -127,6 +128,41 @@ def feed(config: ConfigDict, program: Program, *, source: Source, mesh: Mesh, st
         process_count=jax.process_count(),
     )
     return Streamed(program, itertools.islice(batches, program.total_steps - start), mesh, note=note)
+
+
+def described(
+    config: ConfigDict, program: Program, *, source: Description, mesh: Mesh, cached: bool = False
+) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
+    """The step function that `feed` would call, and its arguments after the state and the teacher, as shapes.
+
+    Args:
+        config, program, mesh: as for `feed`.
+        source: the data set.
+        cached: the batches hold the teacher's logits, from a cache of all classes.
+    """
+    size, (height, width, channels) = config.batch_size, source.image_shape
+    logits = {"teacher_logits": ((source.num_classes,), jnp.float16)} if cached else {}
+    images = {"image": ((height, width, channels), jnp.uint8), "label": ((), jnp.int32)}
+    if not source.on_device:
+        by_row = sharding.batch_sharding(mesh)
+        return program.train_step, (_arrays(images | logits, (size,), by_row),)
+    window = {} if config.data.augment == "none" else {"window": ((3,), jnp.int32)}
+    rows = {"index": ((), jnp.int32)} | window | logits
+    whole = sharding.replicated(mesh)
+    return program.steps_on_device, (
+        _arrays(images, (source.num_train,), whole),
+        _arrays(rows, (program.steps_per_epoch, size), sharding.steps_sharding(mesh)),
+        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+    )
+
+
+def _arrays(
+    named: dict[str, tuple[tuple[int, ...], Any]], leading: tuple[int, ...], sharding: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in named.items()
+    }
 
 
 def ahead(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dgkd_jax import methods
-from dgkd_jax.data.source import Source
+from dgkd_jax.data.source import Description, Source
 from dgkd_jax.methods import Method
 from dgkd_jax.models import network
 from dgkd_jax.models.architecture import Architecture
@@ -30,7 +30,7 @@ class Given(NamedTuple):
     def method_of(self, config: ConfigDict) -> Method:
         return self.method or methods.from_config(config)
 
-    def student_of(self, config: ConfigDict, source: Source) -> Architecture:
+    def student_of(self, config: ConfigDict, source: Description) -> Architecture:
         """The object, or the network that `config.student` names.
 
         Raises:

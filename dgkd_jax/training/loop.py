@@ -221,7 +221,7 @@ class _Run:
         )
         with fed, recorder:
             recorder.note(fed.note)
-            step_function, done = _Compiled(fed, self.program.teacher, recorder), start
+            step_function, done = _Compiled(fed, self.program.teacher, recorder, self.mesh), start
             for step in self._ends_of_calls(start, first=evaluation_due, most=fed.steps_per_call):
                 if step > start:
                     current, done = step_function(current, done, step), step
@@ -360,8 +360,8 @@ class _Run:
 class _Compiled:
     """The step function with its feed; compiled at the first call."""
 
-    def __init__(self, fed: Streamed | OnDevice, teacher: Teacher | None, recorder: Recorder):
-        self._fed, self._teacher, self._recorder = fed, teacher, recorder
+    def __init__(self, fed: Streamed | OnDevice, teacher: Teacher | None, recorder: Recorder, mesh: Mesh):
+        self._fed, self._teacher, self._recorder, self._mesh = fed, teacher, recorder, mesh
         self._compiled: jax.stages.Compiled | None = None
 
     def __call__(self, current: TrainState, done: int, step: int) -> TrainState:
@@ -375,7 +375,7 @@ class _Compiled:
             self._recorder.compiled(done, self._compiled)
         with jax.transfer_guard("disallow"):  # all inputs are already on the device
             current = self._compiled(current, self._teacher, *arguments)
-        sharding.wait_if_needed(current)
+        sharding.wait_if_needed(current, self._mesh)
         self._recorder.stepped(step, count=step - done)
         return current
 

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dgkd_jax.models import platform
+
 Batch = dict[str, jax.Array]
 # (what goes from part to part, a batch) -> that, means over the batch's rows, arrays with one entry for each row
 Function = Callable[[Any, Batch], tuple[Any, Any, Any]]
@@ -34,14 +36,14 @@ def computed(function: Function, carried: Any, batch: Batch, *, count: int) -> t
     if count == 1:
         return function(carried, batch)
     parts = jax.tree.map(lambda rows: rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1), batch)
-    carried, sums, rows = (_looped if is_loop(count) else _unrolled)(function, carried, parts)
+    carried, sums, rows = (_looped if is_loop(count, platform.current()) else _unrolled)(function, carried, parts)
     rows = jax.tree.map(lambda each: each.swapaxes(0, 1).reshape(-1, *each.shape[2:]), rows)
     return carried, jax.tree.map(lambda total: total / count, sums), rows
 
 
-def is_loop(count: int) -> bool:
-    """Whether `computed` makes a loop of its parts."""
-    return count > 1 and jax.default_backend() != "cpu"
+def is_loop(count: int, on: str) -> bool:
+    """Whether `computed` makes a loop of its parts, in a program for the platform `on`."""
+    return count > 1 and on != "cpu"
 
 
 def _looped(function: Function, carried: Any, parts: Batch) -> tuple[Any, Any, Any]:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dgkd_jax import models, own_code, torch_port
-from dgkd_jax.data.source import Source
+from dgkd_jax.data.source import Description, Source
 from dgkd_jax.errors import BadInput
 from dgkd_jax.evaluate.evaluator import Evaluator, clean
 from dgkd_jax.evaluate.taught_by import GIVEN
@@ -97,7 +97,20 @@ def teach(config: ConfigDict, root: epath.Path, source: Source, mesh: Mesh, stop
         taught = functools.partial(_from_weights, config, source, mesh)
     else:
         taught = functools.partial(_trained, config, root, source, mesh, stop)
-    return taught(mean, std)
+    return sharding.made_for(mesh, taught)(mean, std)
+
+
+def untaught(config: ConfigDict, source: Description, mesh: Mesh) -> Network:
+    """The teacher with shapes in place of its variables: what a program that uses it is compiled with.
+
+    It is `config.teacher.model`, also where another run's network would be taken (`config.teacher.workdir`).
+
+    Raises:
+        BadInput: the network cannot take the images, or the pixels' statistics do not fit them.
+    """
+    mean, std = _pixels(config.teacher, source)
+    architecture = sharding.made_for(mesh, network.of_section)(config.teacher, source, role="teacher")
+    return network.of(architecture, sharding.shapes(architecture.shapes(source.image_shape), mesh), mean=mean, std=std)
 
 
 def _trained(
@@ -250,7 +263,7 @@ def _ported(config: ConfigDict, source: Source) -> Any:
         raise BadInput(f"config.teacher.weights={config.teacher.weights}: {problem}{advice}") from problem
 
 
-def _pixels(teacher: ConfigDict, source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _pixels(teacher: ConfigDict, source: Description) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Pixel mean and standard deviation that the teacher's weights were trained with."""
     if not teacher.mean:
         return source.mean, source.std

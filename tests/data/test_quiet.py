@@ -44,3 +44,20 @@ def test_a_command_is_quiet_for_good_but_a_users_own_choice_stays(caplog, monkey
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     quiet.for_good()
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_libtpu_is_told_that_there_is_no_tpu_only_where_there_is_none(tmp_path, monkeypatch, there):
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    monkeypatch.setattr(quiet, "_TPUS", (str(tmp_path / "accel*"),))
+    if there:
+        (tmp_path / "accel0").touch()
+    quiet.for_good()
+    assert ("TPU_WORKER_HOSTNAMES" in os.environ) is not there
+
+
+def test_what_a_cluster_says_of_its_tpu_stays(monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t1k-0,t1k-1")
+    quiet.absent_tpu()
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "t1k-0,t1k-1"

@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = ("tpu_vm.sh", "gke.sh", "slurm.sh")
+READ_BY_SCRIPTS = ("plan.sh",)
 BIN = Path(sys.executable).parent
 
 TRAIN = ["python", "-m", "dgkd_jax.main", "--config=configs/imagenet_r50_r18.py", "--workdir=gs://bucket/it's here"]
@@ -29,6 +30,15 @@ DRY_RUNS = {
     "gke_spot": ["gke.sh", *GKE, "--spot", "--grace-s=60", "--max-restarts=2", "--dry-run", "--", *TRAIN],
     "slurm": ["slurm.sh", "--dry-run", *TRAIN],
 }
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(tmp_path_factory, monkeypatch):
+    """The first `python` in PATH has no libtpu: a plan would take minutes."""
+    folder = tmp_path_factory.mktemp("no_compiler")
+    (folder / "python").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def run(script, *arguments, **environment):
@@ -51,11 +61,11 @@ def lint(tool, *arguments):
 
 
 def test_scripts_pass_shellcheck():
-    lint("shellcheck", *(LAUNCH / script for script in SCRIPTS))
+    lint("shellcheck", *(LAUNCH / script for script in (*SCRIPTS, *READ_BY_SCRIPTS)))
 
 
 def test_scripts_pass_shfmt():
-    lint("shfmt", "--indent=2", "--diff", *(LAUNCH / script for script in SCRIPTS))
+    lint("shfmt", "--indent=2", "--diff", *(LAUNCH / script for script in (*SCRIPTS, *READ_BY_SCRIPTS)))
 
 
 def test_dockerfile_passes_hadolint_and_does_not_run_as_root():
@@ -153,6 +163,50 @@ def use_tpu_vm(tmp_path, stand_in, *, states, codes):
     done = run("tpu_vm.sh", *TPU_VM, "--max-restarts=1", "--", "false", **with_stand_ins(tmp_path))
     log = (tmp_path / "log").read_text().splitlines()
     return done.returncode, [word for line in log for word in line.split()[3:5] if word in VERBS]
+
+
+PLANNER = """
+case "$*" in
+*find_spec*) ;;
+*2x2*|*v5e-4*) echo 'dgkd_jax: does not fit' >&2; exit 2 ;;
+*) echo 'a page'; echo; echo 'of figures' ;;
+esac
+"""
+SLICES = {
+    "tpu_vm.sh": (TPU_VM, "--topology=v6e-16", "--accelerator-type=v5e-4"),
+    "gke.sh": (GKE, "--topology=tpu-v6e-slice:4x4", "--topology=2x2"),
+}
+
+
+@pytest.mark.parametrize("script", SLICES)
+def test_a_dry_run_says_what_the_run_would_cost_on_the_slice(tmp_path, stand_in, script):
+    given, topology, _ = SLICES[script]
+    stand_in("python", PLANNER)
+    done = run(script, *given, "--dry-run", "--", *TRAIN, **with_stand_ins(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("# a page\n#\n# of figures\n")
+    assert f"python -m dgkd_jax.plan {topology} {' '.join(TRAIN[3:])}" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.wrong_input
+@pytest.mark.parametrize("script", SLICES)
+def test_a_dry_run_of_what_does_not_fit_is_refused_unless_forced(tmp_path, stand_in, script):
+    given, _, small = SLICES[script]
+    stand_in("python", PLANNER)
+    refused = run(script, *given, small, "--dry-run", "--", *TRAIN, **with_stand_ins(tmp_path))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"dgkd_jax: does not fit\n{script}: refused; --force")
+    forced = run(script, *given, small, "--dry-run", "--force", "--", *TRAIN, **with_stand_ins(tmp_path))
+    assert (forced.returncode, forced.stderr) == (0, "dgkd_jax: does not fit\n")
+    assert "dgkd_jax.main" in forced.stdout
+
+
+@pytest.mark.parametrize("script", SLICES)
+def test_of_another_command_there_is_no_plan(tmp_path, stand_in, script):
+    stand_in("python", PLANNER)
+    done = run(script, *SLICES[script][0], "--dry-run", "--", "python", "mine.py", **with_stand_ins(tmp_path))
+    assert done.returncode == 0
+    assert not (tmp_path / "log").exists()
 
 
 RUN = ["scp", "ssh", "ssh"]  # the archive, its installation, the command

@@ -177,7 +177,7 @@ def test_a_loop_over_the_parts_gives_what_parts_written_out_give(monkeypatch, me
         batches = [batch_of(seed) for seed in range(2)]
         model = models.create("small_cnn_w4", num_classes=CLASSES, dtype=jnp.float64)
         written_out = run(method, batches=batches, accumulate=2, model=model)
-        monkeypatch.setattr(parts, "is_loop", lambda count: count > 1)
+        monkeypatch.setattr(parts, "is_loop", lambda count, on: count > 1)
         assert_same(run(method, batches=batches, accumulate=2, model=model), written_out, 1e-12)
 
 
@@ -215,7 +215,7 @@ def test_the_parts_are_the_same_on_any_number_of_devices():
 @pytest.mark.parametrize("loop", [False, True])
 def test_no_row_moves_between_devices(monkeypatch, loop):
     """All that the devices exchange are sums, never images or logits."""
-    monkeypatch.setattr(parts, "is_loop", lambda count: loop)
+    monkeypatch.setattr(parts, "is_loop", lambda count, on: loop)
     mesh = two_devices()
     step, inputs = training.build(
         mesh, student="small_cnn_w4", teacher="small_cnn_w4", batch=16, method=KD(), accumulate=2
@@ -227,7 +227,7 @@ def test_no_row_moves_between_devices(monkeypatch, loop):
 @pytest.mark.parametrize("loop", [False, True])
 def test_parts_need_less_memory(monkeypatch, one_device, loop):
     """As planned by XLA, so the same each time: a quarter of the batch at a time, in less than half of the memory."""
-    monkeypatch.setattr(parts, "is_loop", lambda count: loop and count > 1)
+    monkeypatch.setattr(parts, "is_loop", lambda count, on: loop and count > 1)
     planned = {}
     for count in (1, 4):
         step, inputs = training.build(

@@ -176,13 +176,14 @@ def _question(
         logits = teacher.logits(augment(batch, step))
         return {"logits": logits, "label": batch["label"], "check": batch["check"]}
 
-    return functools.partial(jax.jit(ask, out_shardings=sharding.replicated(mesh)), teacher)
+    asked = sharding.made_for(mesh, ask)
+    return functools.partial(jax.jit(asked, out_shardings=sharding.replicated(mesh)), teacher)
 
 
 def _answers(
     ask: Callable, batches: Iterator[dict[str, np.ndarray]], numbers: range, mesh: Mesh
 ) -> Iterator[dict[str, np.ndarray]]:
-    ahead = 0 if sharding.calls_must_be_waited_for() else _AHEAD
+    ahead = 0 if sharding.calls_must_be_waited_for(mesh) else _AHEAD
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for step in numbers:
         batch = next(batches)

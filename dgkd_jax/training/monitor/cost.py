@@ -3,21 +3,14 @@
 import jax
 
 from dgkd_jax.models.onednn import library as onednn
-
-# Published dense bfloat16 peaks in TFLOP/s by JAX's `device_kind`. Other devices get no utilisation. Source:
-# Google Cloud's TPU pages.
-BFLOAT16_PEAK_TFLOPS = {
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v6 lite": 918.0,
-}
+from dgkd_jax.runs import chips
 
 
-def cost(compiled: jax.stages.Compiled, *, is_loop: bool = False) -> dict[str, float]:
+def cost(compiled: jax.stages.Compiled, *, platform: str, is_loop: bool = False) -> dict[str, float]:
     """Operations and memory of a compiled program, on one device.
 
     Args:
+        platform: that it is compiled for.
         is_loop: it computes its batch in a loop, of which XLA counts one round, so operations are not told.
 
     Returns:
@@ -28,7 +21,7 @@ def cost(compiled: jax.stages.Compiled, *, is_loop: bool = False) -> dict[str, f
     """
     found = {}
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    if analysis and analysis.get("flops", 0) > 0 and not is_loop and not _leaves_it_to_vendors(compiled):
+    if analysis and analysis.get("flops", 0) > 0 and not is_loop and not _leaves_it_to_vendors(compiled, platform):
         found["step_gflops"] = analysis["flops"] / 1e9
     if memory is not None:
         for name, bytes_ in {
@@ -41,9 +34,9 @@ def cost(compiled: jax.stages.Compiled, *, is_loop: bool = False) -> dict[str, f
     return found
 
 
-def _leaves_it_to_vendors(compiled: jax.stages.Compiled) -> bool:
-    library = onednn.find()
-    return jax.default_backend() == "gpu" or (library is not None and library.target in compiled.as_text())
+def _leaves_it_to_vendors(compiled: jax.stages.Compiled, platform: str) -> bool:
+    library = onednn.find() if platform == "cpu" else None
+    return platform == "gpu" or (library is not None and library.target in compiled.as_text())
 
 
 def summary(found: dict[str, float]) -> str:
@@ -65,7 +58,7 @@ def utilisation(found: dict[str, float], steps_per_second: float, *, kind: str |
         steps_per_second: measured.
         kind: `device_kind`; None: that of the first device.
     """
-    peak = BFLOAT16_PEAK_TFLOPS.get(kind or jax.devices()[0].device_kind)
-    if peak is None or "step_gflops" not in found:
+    chip = chips.of_kind(kind or jax.devices()[0].device_kind)
+    if chip is None or "step_gflops" not in found:
         return {}
-    return {"utilisation": found["step_gflops"] * steps_per_second / (1000 * peak)}
+    return {"utilisation": found["step_gflops"] * steps_per_second / (1000 * chip.peak_tflops)}

@@ -73,7 +73,9 @@ class Recorder(contextlib.ExitStack):
 
     def compiled(self, step: int, program: jax.stages.Compiled) -> None:
         """The train step was compiled: log its cost once."""
-        self._cost = cost.cost(program, is_loop=parts.is_loop(self._config.accumulate))
+        platform = self._program.platform
+        is_loop = parts.is_loop(self._config.accumulate, platform)
+        self._cost = cost.cost(program, platform=platform, is_loop=is_loop)
         self._metrics.write(step, "goodput", self.spent.seconds() | self._cost)
         self.note(f"ready for the first step: {timing.summary(self.spent.seconds())}")
         self.note(f"one step, on each device: {cost.summary(self._cost)}")
