@@ -8,7 +8,7 @@ SIZES = (0.03, 0.3, 1.0, 3.0, 8.0)
 LIMIT = 15.0  # a pair's logits differ by up to four times this: beyond, probabilities of exp(-60) meet rounding
 
 
-def largest(function, size, *, draws=2000, polish=4, seed=0):
+def largest(function, size, *, draws=2000, polish=3, seed=0):
     """The largest value found of `function`, [points, size] -> [points], and where. A bound that is false is passed."""
     rng = np.random.default_rng([size, seed])
     points = rng.standard_normal((draws, size)) * rng.choice(SIZES, (draws, 1)) * rng.choice(SIZES, (draws, size))
@@ -27,7 +27,13 @@ def largest(function, size, *, draws=2000, polish=4, seed=0):
     limits = [(-LIMIT, LIMIT)] * size
     ends = [optimize.minimize(negative, start, jac=slope, bounds=limits, method="L-BFGS-B").x for start in candidates]
     spread = [(-6.0, 6.0)] * size
-    settings = {"vectorized": True, "updating": "deferred", "maxiter": 30, "popsize": 6, "polish": False}
+    settings = {
+        "vectorized": True,
+        "updating": "deferred",
+        "maxiter": 30,
+        "popsize": max(2, 40 // size),
+        "polish": False,
+    }
     ends.append(optimize.differential_evolution(lambda x: -function(x.T), spread, rng=seed, **settings).x)
     reached = np.concatenate([candidates, ends])
     values = function(reached)
