@@ -12,6 +12,7 @@ from derivation.algebra import (
     ALPHA,
     BETA,
     SAFE,
+    Closed,
     assert_close,
     compiled,
     coupling,
@@ -28,7 +29,8 @@ from derivation.algebra import (
     tckd,
     values,
 )
-from scipy import special
+from derivation.search import largest, pair, ratio
+from scipy import optimize, special
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "derivation.md"
 CASES = [(classes, temperature, scale) for classes in (2, 3, 10) for temperature in (1.0, 4.0) for scale in (1.0, 5.0)]
@@ -98,17 +100,36 @@ def test_05_at_a_given_shape_the_coupling_is_a_parabola_in_p():
 
 
 def test_05_the_vertex_is_between_minus_a_half_and_a_fifth_of_the_teacher():
-    # ŝ and t̂ near corners of the simplex as well as inside; the highest is approached by many equal small rests.
-    rng = np.random.default_rng(6)
-    for concentration in (0.01, 0.1, 1.0):
-        s, t = rng.dirichlet(np.full(5, concentration), (2, 2000))
-        vertex = dot(t - s, s) / (1 + dot(s, s))
-        assert vertex.min() >= -0.5
-        assert vertex.max() <= (math.sqrt(2) - 1) / 2
-    corner, other = np.eye(5)[:2]
-    assert dot(other - corner, corner) / (1 + dot(corner, corner)) == -0.5
+    def vertex(points):
+        x = pair(points)
+        return x.c / (1 + x.squares)
+
+    for classes in (3, 8):
+        assert largest(vertex, 2 * classes)[0] <= (math.sqrt(2) - 1) / 2
+        lowest = largest(lambda points: -vertex(points), 2 * classes)[0]
+        assert 0.499 < lowest <= 0.5
+    # The highest is approached by many equal small rests.
     s = np.r_[math.sqrt(2) - 1, np.full(10**6, (2 - math.sqrt(2)) / 10**6)]
     assert (s[0] - dot(s, s)) / (1 + dot(s, s)) == pytest.approx((math.sqrt(2) - 1) / 2, abs=1e-6)
+
+
+def log_odds_motion(x):
+    """du/dt·T² of ż = ∇G, by statement 5."""
+    return 2 * x.T**2 * (x.a * x.v * (1 + x.squares) - (1 + x.delta) * dot(x.s, x.spread_r))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_05_the_true_motion_of_p_has_another_term(case):
+    x = random_batch(*case)
+    assert_close(x.T * dot(x.m, gradients(coupling, x)), log_odds_motion(x))
+
+
+def test_05_with_it_p_may_move_towards_the_vertex():
+    share = {}
+    for classes, scale in ((3, 1.0), (10, 1.0), (10, 3.0), (100, 5.0)):
+        x = random_batch(classes, 1.0, scale, batch=20_000)
+        share[classes, scale] = np.mean(log_odds_motion(x) * (x.delta - x.c / (1 + x.squares)) < 0)
+    assert list(share.values()) == pytest.approx([0.12, 0.44, 0.66, 0.96], abs=0.02)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[0] > 2], ids=str)
@@ -142,29 +163,102 @@ def test_07_product_with_the_gradient_of_dkd(case):
     assert_close(dot(gradients(dkd, x), gradients(coupling, x)), 2 * x.T**2 * (towards + among))
 
 
-def test_08_with_the_teachers_shape_it_sharpens_above_q_and_flattens_below():
-    shape, temperature = np.array([0.7, 0.2, 0.1]), 2.0
-    p, q = np.array([0.3, 0.5, 0.7]), np.full(3, 0.5)
-    x = split(*(logits_of(one, shape, temperature) for one in (p, q)), np.zeros(3, np.int64), temperature)
-    pushed = gradients(coupling, x)  # the direction in which −εG moves the logits
-    margin = pushed[:, 0] - pushed[:, 1:].mean(-1)
-    # Holding the log-odds: what is left of the non-targets' push after the part along m.
-    among = pushed[:, 1:] - pushed[:, [0]] * x.m[:, 1:]
-    assert_close(among[1], np.zeros(3))
-    for index, sign in ((0, -1), (2, 1)):
-        assert np.sign(margin[index]) == sign
-        assert np.sign(among[index] @ (shape - shape.mean())) == sign
+def near(classes, scale, step, *, batch=20_000):
+    rng = np.random.default_rng([7, classes])
+    v = scale * rng.standard_normal((batch, classes))
+    return split(v + step * rng.standard_normal(v.shape), v, np.zeros(batch, np.int64), 1.0)
+
+
+def test_07_near_the_teacher_it_opposes_dkd_in_almost_all_cases():
+    for classes, at_least in ((3, 0.97), (10, 0.99), (100, 0.999)):
+        for scale in (1.0, 3.0, 5.0):
+            x = near(classes, scale, 0.1)
+            opposed = np.mean(dot(Closed.dkd_gradient(x), Closed.coupling_gradient(x)) > 0)
+            assert opposed > at_least
+    x = near(3, 3.0, 0.1)  # almost, not always
+    assert (dot(Closed.dkd_gradient(x), Closed.coupling_gradient(x)) < 0).any()
+
+
+def test_07_near_the_teacher_it_moves_the_logits_outwards_always():
+    def departure(points, step=1e-3):
+        v, away = np.split(points, 2, axis=-1)
+        v, away = 5 * np.tanh(v / 5), away - away.mean(-1, keepdims=True)
+        away = step * away / np.maximum(np.abs(away).max(-1, keepdims=True), 1e-9)
+        x = split(v + away, v, np.zeros(len(v), np.int64), 1.0)
+        return np.abs(
+            ratio(
+                dot(away, Closed.coupling_gradient(x)) - 2 * Closed.coupling(x), 2 * Closed.coupling(x), at_least=1e-20
+            )
+        )
+
+    for classes in (3, 6):
+        assert largest(departure, 2 * classes)[0] < 0.01  # ⟨z − v, ∇G⟩ = 2G to the order of the step
+
+
+def at_the_teachers_shape(points):
+    """p, q and one shape of both networks."""
+    p, q = special.expit(points[:, 0]), special.expit(points[:, 1])
+    shape = special.softmax(points[:, 2:], axis=-1)
+    return split(logits_of(p, shape, 1.0), logits_of(q, shape, 1.0), np.zeros(len(p), np.int64), 1.0)
+
+
+def sharpening(x):
+    """d‖ŝ‖²/dt·T² of ż = ∇G: 2ŝᵀS∇G·T."""
+    g = Closed.coupling_gradient(x)
+    return 2 * x.T * dot(x.s**2, g - dot(x.s, g)[:, None])
+
+
+def test_08_with_the_teachers_shape_p_or_the_shape_moves_away():
+    def nearer(points):
+        x = at_the_teachers_shape(points)
+        away, sharper = ratio(log_odds_motion(x), 2 * x.delta), ratio(sharpening(x), 4 * x.delta)
+        return -np.maximum(away, sharper)
+
+    for n in (2, 3, 9):
+        assert largest(nearer, 2 + n)[0] <= 1e-9
+
+
+def test_08_either_alone_may_move_back():
+    # p further from q is false: the teacher's shape (.7, .3), q = .9, p = .99.
+    x = split(*(logits_of(one, [0.7, 0.3], 1.0) for one in (0.99, 0.9)), np.zeros(1, np.int64), 1.0)
+    assert log_odds_motion(x)[0] < 0
+    spread = x.s * (x.s - x.squares[:, None])  # S·ŝ
+    expected = x.v * (1 + x.squares) ** 2 - (1 + x.delta) * dot(x.s, spread)
+    assert_close(log_odds_motion(x), 2 * x.delta * expected)
+
+    def of_uniform_shapes(points):  # where it is true
+        x = at_the_teachers_shape(np.c_[points, np.zeros((len(points), 4))])
+        return -ratio(log_odds_motion(x), x.delta)
+
+    assert largest(of_uniform_shapes, 2)[0] <= 1e-9
+    # Sharper where p > q is false as well: many almost equal non-targets and p near a half.
+    x = split(
+        *(logits_of(one, special.softmax(np.linspace(0, 0.5, 9)), 1.0) for one in (0.6, 0.5)),
+        np.zeros(1, np.int64),
+        1.0,
+    )
+    spread = x.s * (x.s - x.squares[:, None])
+    expected = (1 + x.delta) * dot(spread, spread) - x.v * (1 + x.squares) * dot(x.s, spread)
+    assert sharpening(x)[0] < 0
+    assert_close(sharpening(x), 4 * x.delta * expected)
+    assert dot(spread, x.spread_r)[0] > 0  # with the log-odds held it is true
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_09_the_only_stationary_point_is_the_teachers_solution(classes):
-    x = random_batch(classes, 2.0, 1.0, batch=16)
+    x = random_batch(classes, 2.0, 1.0)
     z, v, labels = x.logits
-    same = split(v + np.arange(16.0)[:, None], v, labels, x.T)
-    assert np.abs(gradients(coupling, same)).max() < 1e-14
-    assert values(coupling, same).max() < 1e-28
+    same = split(v + np.arange(256.0)[:, None], v, labels, x.T)
+    assert np.abs(gradients(coupling, same)).max() < 1e-13
+    assert values(coupling, same).max() < 1e-26
+
     # Descent on G itself from random logits ends there; no other point stops it.
-    gap = descend(lambda logits: coupling(logits, v, labels, x.T).sum(), z) - v
+    def of_all(flat):
+        x = split(flat.reshape(z[:16].shape), v[:16], labels[:16], 2.0)
+        return Closed.coupling(x).sum(), Closed.coupling_gradient(x).ravel()
+
+    ended = optimize.minimize(of_all, z[:16].ravel(), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-10}).x
+    gap = ended.reshape(z[:16].shape) - v[:16]
     assert np.abs(gap - gap.mean(-1, keepdims=True)).max() < 1e-6
 
 
@@ -175,36 +269,69 @@ def test_10_the_coupling_is_bounded(case):
     assert (values(coupling, x) <= x.T**2 * bound).all()
 
 
-def test_10_the_bound_is_approached():
-    # The teacher is sure of class 1, the student of the target 0 and, among the others, of class 2.
-    for logit, classes, bound in ((40.0, 3, 6), (40.0, 2, 2)):
-        z, v = np.zeros((2, 1, classes))
-        z[0, 0], v[0, 1] = 2 * logit, logit
-        if classes > 2:
-            z[0, 2] = logit
-        assert coupling(z, v, np.zeros(1, np.int64), 1.0)[0] == pytest.approx(bound, rel=1e-12)
+def test_10_a_search_approaches_the_bounds_and_passes_none():
+    def share(points):
+        x = pair(points)
+        return Closed.coupling(x) / (
+            2 * np.maximum(x.q, x.q_rest) ** 2 if x.s.shape[1] == 2 else 6 - 6 * x.q + 2 * x.q**2
+        )
+
+    for classes in (2, 3, 5):
+        assert 0.999 < largest(share, 2 * classes)[0] <= 1 + 1e-12
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_11_its_gradient_is_bounded_and_fades_where_the_student_is_sure(case):
-    x = random_batch(*case)
-    length = np.linalg.norm(gradients(coupling, x), axis=-1)
-    assert length.max() <= x.T * (1.5 * math.sqrt(2) + 6)
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_11_its_gradient_is_bounded_and_fades_where_the_student_is_sure(classes):
+    def length(points):
+        return np.linalg.norm(Closed.coupling_gradient(pair(points)), axis=-1)
+
+    def of_fading(points):
+        x = pair(points)
+        return ratio(length(points), 6 * math.sqrt(2) * x.v + 24 * (1 - x.s.max(-1)), at_least=1e-10)
+
+    assert largest(length, 2 * classes)[0] <= 1.5 * math.sqrt(2) + 6
+    assert largest(of_fading, 2 * classes)[0] <= 1
+    x = random_batch(classes, 4.0, 5.0)
     assert np.linalg.norm(gradients(dkd, x), axis=-1).max() <= x.T * math.sqrt(2) * (ALPHA + BETA)
     far = split(60 * x.T * np.argsort(x.logits[0]), *x.logits[1:], x.T)  # every gap between two logits at least 60·T
     assert np.abs(gradients(coupling, far)).max() < 1e-20
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_12_the_coupling_is_at_most_the_losses_themselves(case):
-    x = random_batch(*case)
-    near = split(x.logits[1] + 0.01 * x.logits[0], *x.logits[1:], x.T)  # where both sides go to 0
-    for where in (x, near):
-        found = values(coupling, where)
-        of_targets, of_rest = values(tckd, where), np.maximum(values(nckd, where), 0.0)
-        # KL near 0 is a difference of logarithms: 1e-12 is its rounding times T².
-        assert (found <= (np.sqrt(of_targets) + np.sqrt(of_rest)) ** 2 + 1e-12).all()
-        assert (found <= values(dkd, where) / SAFE + 1e-12).all()
+def test_11_a_student_sure_of_the_target_alone_still_feels_it():
+    x = split(
+        *(logits_of(p, shape, 1.0) for p, shape in ((1 - 1e-9, [0.5, 0.5]), (0.5, [1 - 1e-12, 1e-12]))),
+        np.zeros(1, np.int64),
+        1.0,
+    )
+    assert np.linalg.norm(gradients(coupling, x)) == pytest.approx(1.06, abs=0.001)
+
+
+def coupling_over(alpha, beta):
+    """G / (α·TCKD + β·NCKD) of each point."""
+
+    def at(points):
+        x = pair(points)
+        return ratio(Closed.coupling(x), alpha * Closed.tckd(x) + beta * Closed.nckd(x))
+
+    return at
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_12_the_coupling_is_at_most_the_losses_with_either_doubled(classes):
+    for alpha, beta in ((1.0, 2.0), (2.0, 1.0)):
+        found, where = largest(coupling_over(alpha, beta), 2 * classes)
+        assert found <= 1 + 1e-6  # the rounding of a quotient of 1e-7
+        if classes > 2 or alpha == 1.0:
+            assert found > 0.999
+        x = pair(np.tile(where, (256, 1)))  # the library's own functions at the worst point
+        assert values(coupling, x)[0] <= (alpha * values(tckd, x)[0] + beta * values(nckd, x)[0]) * (1 + 1e-6)
+
+
+def test_12_not_by_the_losses_with_neither_doubled():
+    found, where = largest(coupling_over(1.0, 1.0), 6)
+    assert found == pytest.approx(1.1044, abs=1e-4)
+    x = pair(np.tile(where, (256, 1)))
+    assert values(coupling, x)[0] > 1.1 * (values(tckd, x)[0] + values(nckd, x)[0])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -214,6 +341,29 @@ def test_13_up_to_epsilon_0_the_teachers_solution_is_the_global_minimum(case):
     found = several_epsilons(*x.logits, x.T, np.array([0.1, 0.5, SAFE]))
     for epsilon, value in zip((0.1, 0.5, SAFE), found, strict=True):
         assert (1 - epsilon / SAFE) * without - 1e-12 <= value <= without
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "sharp"),
+    [
+        (1, 8, 1),
+        (1, 6, 1),
+        (1, 2, 1),
+        (1, 1.2, 1),
+        (1, 1, 0.9055),
+        (1, 0.8, 0.7783),
+        (1, 0.6, 0.6),
+        (1, 0.5, 0.5),
+        (3, 1, 1),
+    ],
+)
+def test_13_the_threshold_is_sharp_where_one_weight_is_twice_the_other(alpha, beta, sharp):
+    proved = min(alpha, beta, (alpha + beta) / 3)
+    found = 1 / largest(coupling_over(alpha, beta), 6)[0]  # three classes: more never gave more
+    assert proved - 1e-6 <= found
+    assert found == pytest.approx(sharp, rel=1e-3)
+    if max(alpha, beta) >= 2 * min(alpha, beta):
+        assert proved == sharp == min(alpha, beta)
 
 
 def test_13_descent_with_the_default_epsilon_ends_at_the_teacher():

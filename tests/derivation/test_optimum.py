@@ -1,5 +1,6 @@
 """Statements 14 to 24 of docs/derivation.md: the optimum, the conventions and the blog's claims."""
 
+import itertools
 import math
 from functools import partial
 
@@ -11,6 +12,7 @@ from derivation.algebra import (
     ALPHA,
     BETA,
     SAFE,
+    Closed,
     assert_close,
     compiled,
     coupling,
@@ -19,13 +21,15 @@ from derivation.algebra import (
     dkd,
     dot,
     gradients,
+    hessian_parts,
     logits_of,
     nckd,
     random_batch,
+    random_teachers,
     split,
-    tckd,
     values,
 )
+from derivation.search import largest, pair
 from scipy import linalg, special
 
 from dgkd_jax import losses
@@ -37,26 +41,12 @@ def float64():
         yield
 
 
-def hessian_parts(q, shape):
-    """(αv·mmᵀ + βS, J) of statement 14 at a teacher with `q` at class 0 and `shape` among the others."""
-    t = np.r_[0.0, np.asarray(shape, float)]
-    m, spread = np.eye(len(t))[0] - t, np.diag(t) - np.outer(t, t)
-    targets = q * (1 - q) * np.outer(m, m)
-    return ALPHA * targets + BETA * spread, targets - spread
-
-
 def critical_epsilon(q, shape):
     """ε* of statement 15, from the generalised eigenvalues on the logits that sum to 0."""
     of_dkd, jacobian = hessian_parts(q, shape)
     basis = linalg.null_space(np.ones((1, len(of_dkd))))
     squared = basis.T @ jacobian @ jacobian @ basis
     return 0.5 / linalg.eigh(squared, basis.T @ of_dkd @ basis, eigvals_only=True)[-1]
-
-
-def random_teachers(sizes):
-    """(q, t̂) with each of these numbers of non-target classes."""
-    rng = np.random.default_rng(14)
-    return [(rng.uniform(0.02, 0.98), rng.dirichlet(np.full(n, 0.7))) for n in sizes]
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -73,7 +63,6 @@ def test_15_the_critical_epsilon():
     for q, shape in random_teachers([1, 2, 3, 5, 8] * 10):
         of_dkd, jacobian = hessian_parts(q, shape)
         epsilon = critical_epsilon(q, shape)
-        assert epsilon >= SAFE
         for factor, sign in ((0.99, 1), (1.01, -1)):
             curvature = np.linalg.eigvalsh(of_dkd - 2 * factor * epsilon * jacobian @ jacobian)
             curvature = np.delete(curvature, np.argmin(np.abs(curvature)))  # along (1, …, 1) nothing changes
@@ -82,6 +71,35 @@ def test_15_the_critical_epsilon():
         target = ALPHA * n / (2 * (n + 1) * q * (1 - q))
         rest = BETA * n / 2 if n > 1 else math.inf
         assert critical_epsilon(q, np.full(n, 1 / n)) == pytest.approx(min(target, rest), rel=1e-9)
+
+
+def spread_of(shape):
+    """The largest eigenvalue of S, and ‖t̂‖²."""
+    return np.linalg.eigvalsh(np.diag(shape) - np.outer(shape, shape))[-1], shape @ shape
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_15_its_bounds_hold_for_every_teacher(n):
+    def of_bounds(points):
+        """How far ε* falls short of its lower bound, and passes its upper ones; relative, the larger of both."""
+        worst = []
+        for odds, *logits in np.clip(points, -8, 8):
+            q, shape = special.expit(odds), special.softmax(logits)
+            epsilon, (spread, squares) = critical_epsilon(q, shape), spread_of(shape)
+            upper = min(ALPHA / (2 * q * (1 - q) * (1 + squares)), BETA / (2 * spread))
+            assert BETA / (2 * spread) <= BETA * (n - 1) / (2 * (1 - squares)) * (1 + 1e-9)
+            worst.append(max(min(ALPHA, BETA) / epsilon, epsilon / upper))
+        return np.array(worst)
+
+    assert largest(of_bounds, 1 + n, draws=300, polish=2)[0] <= 1 + 1e-6
+    # The lower bound is reached: q = 1/2 and a shape that is all but a vertex.
+    assert critical_epsilon(0.5, np.r_[1 - 1e-7, np.full(n - 1, 1e-7 / (n - 1))]) == pytest.approx(ALPHA, rel=1e-4)
+
+
+def test_15_with_two_confusions_the_share_of_nckd_does_not_fade_with_the_classes():
+    uniform, confused = np.full(99, 1 / 99), np.r_[0.45, 0.45, np.full(97, 0.1 / 97)]
+    share = [2 * 0.1 * spread_of(shape)[0] / BETA for shape in (uniform, confused)]
+    assert share == pytest.approx([0.00025, 0.01125], rel=0.02)
 
 
 def two_class_slope(odds, q, epsilon):
@@ -119,8 +137,8 @@ def test_16_two_classes_are_solved_completely(q):
 @pytest.mark.parametrize("shape", [(4, 3), (16, 10)])
 def test_17_literal_is_per_sample_over_batch_squared_times_classes(shape):
     x = random_batch(shape[1], 4.0, 1.0, batch=shape[0])
-    literal = losses.gradient_coupling(*x.logits, temperature=x.T, convention="literal")
-    assert float(literal) == pytest.approx(np.mean(values(coupling, x)) / (shape[0] ** 2 * shape[1]), rel=1e-12)
+    literal = compiled(partial(losses.gradient_coupling, convention="literal"))(*x.logits, temperature=x.T)
+    assert float(literal) == pytest.approx(np.mean(Closed.coupling(x)) / (shape[0] ** 2 * shape[1]), rel=1e-12)
 
 
 def test_18_normalized_is_self_normalized_and_both_descend_a_logarithm():
@@ -162,6 +180,31 @@ def test_19_with_a_guard_the_critical_epsilon_is_kappa_times_as_large(kappa):
         assert (np.asarray(value(away, v, kappa * SAFE)) >= 0).all()  # the teacher's solution, 0, is the lowest
 
 
+def test_19_a_search_finds_nothing_below_the_teachers_solution():
+    kappa = 1e-3
+
+    def below(points):
+        x = pair(points)
+        return kappa * SAFE * np.log1p(Closed.coupling(x) / kappa) - ALPHA * Closed.tckd(x) - BETA * Closed.nckd(x)
+
+    assert largest(below, 6)[0] <= 1e-12
+
+
+def test_19_at_the_repositorys_epsilon_only_a_teacher_that_is_sure_twice_is_a_minimum():
+    kappa, n = losses.NORMALIZED_GUARD * 64**2 * 100, 99
+    # q → 1 alone does not help: uniform non-targets.
+    assert kappa * critical_epsilon(1 - 1e-5, np.full(n, 1 / n)) == pytest.approx(1.62, abs=0.005)
+
+    minima = 0
+    for odds, sure in itertools.product((0.0, 4.0, 8.0, 12.0), (0.0, 6.0, 10.0, 14.0)):
+        q, shape = special.expit(odds), special.softmax(np.r_[sure, np.zeros(n - 1)])
+        if kappa * critical_epsilon(q, shape) > 6:
+            assert q * (1 - q) * (1 + shape @ shape) < 0.00035  # what a minimum requires, by the bounds of statement 15
+            assert shape @ shape > 0.73
+            minima += 1
+    assert minima > 0
+
+
 def test_20_above_it_the_student_stops_where_dkd_is_about_epsilon():
     # Two classes, q = 1/2: where δ² = k/4/(1 + k), k = 2ε/(αT²), the gradients cancel, for a negligible κ.
     slope = compiled(jax.grad(partial(dgkd, convention="self_normalized", kappa=1e-30)))
@@ -193,20 +236,32 @@ def test_21_epsilon_of_per_sample_is_a_pure_number():
             assert_close(values(function, hot), temperature**2 * values(function, x))
 
 
-def test_22_claim_1_student_06_teacher_08_and_the_reverse():
-    labels = np.zeros(2, np.int64)
-    z, v = logits_of([0.6, 0.8], [1.0], 1.0), logits_of([0.8, 0.6], [1.0], 1.0)
-    x = split(z, v, labels, 1.0)
-    value = values(tckd, x)
-    np.testing.assert_allclose(value, [0.0915, 0.1046], atol=1e-4)
-    assert value[1] / value[0] > 1.1  # the loss is not the same …
-    lengths = np.linalg.norm(gradients(tckd, x), axis=-1)
-    assert lengths[0] == pytest.approx(lengths[1], rel=1e-12)  # … but its gradient's length is
-    of_two = values(coupling, x)
-    assert of_two[0] == pytest.approx(of_two[1], rel=1e-12)  # and so is the coupling, which was to tell them apart
-    same_shape = split(*(logits_of(one, [0.7, 0.2, 0.1], 1.0) for one in ([0.6, 0.8], [0.8, 0.6])), labels, 1.0)
-    of_four = values(coupling, same_shape)
-    assert of_four[0] == pytest.approx(of_four[1], rel=1e-12)
+def student_06_teacher_08_and_the_reverse(temperature, shape):
+    """With these probabilities at T = 1, read at `temperature`."""
+    z, v = logits_of([0.6, 0.8], shape, 1.0), logits_of([0.8, 0.6], shape, 1.0)
+    return split(z, v, np.zeros(2, np.int64), temperature)
+
+
+@pytest.mark.parametrize(("temperature", "apart"), [(1.0, 0.1435), (4.0, 0.0091)])
+def test_22_claim_1_student_06_teacher_08_and_the_reverse(temperature, apart):
+    x = student_06_teacher_08_and_the_reverse(temperature, [1.0])
+    without = Closed.tckd(x)
+    if temperature == 1:
+        np.testing.assert_allclose(without, [0.0915, 0.1046], atol=1e-4)
+    assert without[1] / without[0] - 1 == pytest.approx(apart, abs=1e-4)  # DKD alone: nearly the same at T = 4
+    for epsilon in (-0.5, 0.1, 0.5):
+        with_coupling = without - epsilon * Closed.coupling(x)
+        # The coupling takes the same from both: it makes nothing more equal.
+        assert with_coupling[1] - with_coupling[0] == pytest.approx(without[1] - without[0], rel=1e-9)
+
+
+def test_22_the_coupling_is_symmetric_where_the_shapes_agree():
+    for shape in ([1.0], [0.7, 0.2, 0.1]):
+        x = student_06_teacher_08_and_the_reverse(1.0, shape)  # at T = 1, so that the shapes stay equal
+        of_two = Closed.coupling(x)
+        assert of_two[0] == pytest.approx(of_two[1], rel=1e-12)
+        lengths = np.linalg.norm(x.delta[:, None] * x.m, axis=-1)  # of TCKD's gradient, over T
+        assert lengths[0] == pytest.approx(lengths[1], rel=1e-12)
 
 
 def test_23_claim_2_larger_where_the_student_is_right_and_the_teacher_wrong():
@@ -224,10 +279,28 @@ def test_23_claim_2_larger_where_the_student_is_right_and_the_teacher_wrong():
     student, teacher = (dot(shape, shape) for shape in shapes)
     assert_close(difference, 2 * 0.8 * dot(right.g, right.g) + 0.8**2 * (student - teacher))
     assert 0.95 < np.mean(difference > 0) < 1.0  # mostly true, not always
-    # The push on the target's log-odds goes away from the teacher on both sides: up where the student is right, down
-    # where it is wrong, so that there it stays wrong.
-    assert (gradients(coupling, right)[:, 0] > 0).all()
-    assert (gradients(coupling, wrong)[:, 0] < 0).all()
+
+
+def test_23_the_targets_logit_is_pushed_away_its_probability_not_always():
+    def exceptions(sign):
+        """−(the push on z_y, and on the log-odds) where student and teacher are .9, .1, or .1, .9 for `sign` −1."""
+
+        def of(points):
+            shapes = special.softmax(points[:, :4], axis=-1), special.softmax(points[:, 4:], axis=-1)
+            p, q = np.full((2, len(points)), [[0.9], [0.1]])[::sign]
+            x = split(
+                *(logits_of(one, s, 1.0) for one, s in zip((p, q), shapes, strict=True)), np.zeros(len(p), int), 1.0
+            )
+            g = Closed.coupling_gradient(x)
+            return np.stack([-sign * g[:, 0], -sign * dot(x.m, g)])
+
+        return of
+
+    for sign in (1, -1):
+        assert largest(lambda points, sign=sign: exceptions(sign)(points)[0], 8)[0] < 0  # up if right, down if wrong
+    # A student that is wrong stays wrong; one that is right may yet lose probability, through the other logits.
+    assert largest(lambda points: exceptions(-1)(points)[1], 8)[0] < 0
+    assert largest(lambda points: exceptions(1)(points)[1], 8)[0] > 0.1
 
 
 def test_24_claim_3_the_push_at_a_collapsed_configuration():
