@@ -14,6 +14,7 @@ import jax
 
 from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
 from dgkd_jax.models.onednn import library as onednn
+from dgkd_jax.runs import allocator
 
 
 def parser(description: str) -> ArgumentParser:
@@ -40,7 +41,11 @@ def use_cores(cores: int | None) -> None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command; exit code 2 with one line for bad input."""
+    """Run a command; exit code 2 with one line for bad input.
+
+    Freed memory is kept as in a run; PyTorch, in the same process, has that too.
+    """
+    allocator.keep_freed_memory()
     raise SystemExit(exit_code_of(main))
 
 
