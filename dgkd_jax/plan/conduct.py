@@ -9,6 +9,7 @@ from dgkd_jax.plan import estimate, program
 from dgkd_jax.plan.compiler import Compiled, TooLarge, compile_it, devices_of
 from dgkd_jax.plan.estimate import Plan
 from dgkd_jax.plan.slices import Slice
+from dgkd_jax.runs import config as config_rules
 from dgkd_jax.runs import sharding
 
 _MOST_TRIES = 5  # compilations that look for the largest batch
@@ -25,9 +26,10 @@ def plan(config: ConfigDict, on: Slice, *, target: str, per_chip: int | None = N
         largest: compile more programs to find the largest batch, instead of estimating it from this one.
 
     Raises:
-        BadInput: as `program.lower`; or the mesh or the batch does not fit the slice.
+        BadInput: as `program.lower`; or the mesh does not fit the slice, or another key does not go with the batch.
     """
-    config = config if per_chip is None else _with_per_chip(config, on, target, per_chip)
+    if per_chip is not None:
+        config_rules.validate(config := _with_per_chip(config, on, target, per_chip))
     found = _compiled(config, on, target)
     source = program.described(config)
     cost = None if isinstance(found, TooLarge) else estimate.cost_of(found, on, of_step=target == "train")

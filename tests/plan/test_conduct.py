@@ -3,6 +3,7 @@
 import pytest
 from in_memory import tiny
 
+from dgkd_jax.errors import BadInput
 from dgkd_jax.plan import conduct, slices
 
 
@@ -23,3 +24,10 @@ def test_the_largest_batch_is_the_most_that_was_compiled_and_fitted(monkeypatch,
     assert len(tried) <= 5
     assert max(tried) <= 1200  # there are no more images
     assert len(set(tried)) == len(tried)
+
+
+@pytest.mark.wrong_input
+def test_a_batch_that_another_key_does_not_go_with_is_refused_before_anything_is_compiled(monkeypatch):
+    monkeypatch.setattr(conduct, "_compiled", lambda *_: pytest.fail("it was compiled"))
+    with pytest.raises(BadInput, match="config.batch_norm_groups=8 must divide batch_size=12"):
+        conduct.plan(tiny(batch_norm_groups=8), slices.named("v5e-4"), target="train", per_chip=3)
