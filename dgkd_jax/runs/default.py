@@ -4,6 +4,8 @@ The methods' keys are in their files in `methods/`; `get_config` has all keys. A
 out of range is an error. Override any key on the command line: `--config.optimizer.learning_rate=0.1`.
 """
 
+import re
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -60,6 +62,10 @@ WRITERS = ("tensorboard", "wandb", "mlflow")
 _WRITERS = Rule(
     lambda value: isinstance(value, tuple) and set(value) <= set(WRITERS) and len(set(value)) == len(value),
     f"names out of {WRITERS}, each once; () = none",
+)
+_OPTIONS = Rule(
+    lambda value: isinstance(value, tuple) and all(isinstance(v, str) and re.match(r"\w+=\S", v) for v in value),
+    "a tuple of texts NAME=VALUE, for example ('xla_tpu_scoped_vmem_limit_kib=65536',)",
 )
 _MOMENTUM = number(0, 1, open_high=True)
 
@@ -259,6 +265,12 @@ _MACHINE_KEYS = {
     ),
     "compilation_cache": Key(
         "~/.cache/dgkd_jax", "compiled programs, kept between runs; '' = none", TEXT, decides="nothing"
+    ),
+    "compiler_options": Key(
+        (),
+        "options of XLA for the training step, texts NAME=VALUE; they come on top of those of the kind of device",
+        _OPTIONS,
+        decides="nothing",
     ),
     "log_every": Key(50, "steps between fetches of the metrics", COUNT, decides="nothing"),
     "writers": Key(

@@ -15,7 +15,7 @@ from dgkd_jax.methods import Method
 from dgkd_jax.models import network
 from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.network import Network
-from dgkd_jax.runs import sharding
+from dgkd_jax.runs import compiler_options, sharding
 from dgkd_jax.runs.default import NAMED_GRADIENTS
 from dgkd_jax.training import optimizer as optimizer_lib
 from dgkd_jax.training import state
@@ -109,7 +109,11 @@ def program_of(
         seed=config.seed,
         accumulate=config.accumulate,
     )
-    compiled = {"donate_argnums": 0, "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, begins_as)}
+    compiled = {
+        "donate_argnums": 0,
+        "out_shardings": jax.tree.map(lambda leaf: leaf.sharding, begins_as),
+        "compiler_options": compiler_options.of(config.compiler_options, mesh),
+    }
     return Program(
         train_step=jax.jit(one_step, **compiled),
         steps_on_device=jax.jit(many_steps, **compiled),
