@@ -26,8 +26,21 @@ def windows(uniforms: np.ndarray, *, size: int, mirror: bool) -> np.ndarray:
     return np.concatenate([corner, mirrored.astype(np.int32)], axis=-1)
 
 
+def as_rows(examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The examples with each image as one row, uint8 `[examples, size·size·channels]`.
+
+    A TPU would change the layout of a whole array of small images in every step, before it takes a batch out of it.
+    """
+    images = examples["image"]
+    return examples | {"image": images.reshape(len(images), -1)}
+
+
 def batch(
-    examples: dict[str, jax.Array], rows: dict[str, jax.Array], *, sharding: NamedSharding | None = None
+    examples: dict[str, jax.Array],
+    rows: dict[str, jax.Array],
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    sharding: NamedSharding | None = None,
 ) -> dict[str, jax.Array]:
     """Make the batch that `rows` describes.
 
@@ -35,11 +48,14 @@ def batch(
         examples: {"image": uint8 `[examples, size, size, channels]`, "label": int32 `[examples]`}.
         rows: {"index": int32 `[batch]`, places in `examples`; optionally "window": int32 `[batch, 3]`, from `windows`}.
             Any other array `[batch, ...]` is added to the batch unchanged.
+        image_shape: (size, size, channels) where the images lie `as_rows`.
         sharding: of the batch; None: left to JAX.
     """
     rows = dict(rows)
     index, window = rows.pop("index"), rows.pop("window", None)
     found = {name: array.at[index].get(mode="promise_in_bounds") for name, array in examples.items()}
+    if image_shape is not None:
+        found["image"] = found["image"].reshape(-1, *image_shape)
     if window is not None:
         found["image"] = jax.vmap(_pad_crop)(found["image"], window)
     found |= rows

@@ -100,6 +100,7 @@ def program_of(
         one_step=one_step,
         steps_per_epoch=steps_per_epoch,
         steps_per_call=config.steps_per_call,
+        image_shape=tuple(source.image_shape),
         batch_sharding=sharding.batch_sharding(mesh),
     )
     look = functools.partial(
@@ -197,6 +198,7 @@ def steps_on_device(
     one_step: Callable[..., state.TrainState],
     steps_per_epoch: int,
     steps_per_call: int,
+    image_shape: tuple[int, int, int],
     batch_sharding: NamedSharding,
 ) -> state.TrainState:
     """The next `count` steps on a training set in the device's memory.
@@ -207,18 +209,20 @@ def steps_on_device(
     Args:
         current: the state, donated by the caller's `jit`; its step gives the position in the epoch.
         teacher: as for `train_step`.
-        examples: as for `on_device.batch`.
+        examples: of `on_device.as_rows`.
         epoch: arrays `[steps_per_epoch, batch, ...]`: the `rows` of `on_device.batch`, for each step of this epoch.
         count: int32 scalar, 1 … steps_per_call, at most the steps left in the epoch.
         one_step: (state, teacher, batch) -> state.
         steps_per_epoch: steps in an epoch.
         steps_per_call: the largest `count`; with 1, `count` is not read.
+        image_shape: of the examples' images.
         batch_sharding: of each batch.
     """
 
     def one(_, current):
         step = current.step % steps_per_epoch
         rows = {name: jax.lax.dynamic_index_in_dim(array, step, keepdims=False) for name, array in epoch.items()}
-        return one_step(current, teacher, on_device.batch(examples, rows, sharding=batch_sharding))
+        batch = on_device.batch(examples, rows, image_shape=image_shape, sharding=batch_sharding)
+        return one_step(current, teacher, batch)
 
     return one(0, current) if steps_per_call == 1 else jax.lax.fori_loop(0, count, one, current)

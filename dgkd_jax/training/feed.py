@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dgkd_jax.data import on_device
 from dgkd_jax.data.source import Description, Source
 from dgkd_jax.runs import sharding
 from dgkd_jax.training.build import Program
@@ -74,7 +75,7 @@ class OnDevice:
         self.note = f"training images in the memory of each device: {mebibytes:.3g} MiB"
         self._steps_per_epoch, self._mesh = program.steps_per_epoch, mesh
         self._last_epoch = program.total_steps // program.steps_per_epoch - 1
-        self._examples = sharding.replicate(examples, mesh)
+        self._examples = sharding.replicate(on_device.as_rows(examples), mesh)
         self._rows_of = functools.partial(
             source.epoch_rows,
             seed=config.seed,
@@ -146,6 +147,7 @@ def described(
     if not source.on_device:
         by_row = sharding.batch_sharding(mesh)
         return program.train_step, (_arrays(images | logits, (size,), by_row),)
+    images["image"] = ((height * width * channels,), jnp.uint8)  # `on_device.as_rows`
     window = {} if config.data.augment == "none" else {"window": ((3,), jnp.int32)}
     rows = {"index": ((), jnp.int32)} | window | logits
     whole = sharding.replicated(mesh)

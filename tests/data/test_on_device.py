@@ -46,7 +46,11 @@ def taken(source, steps, *, seed=0, **process):
     for step in steps:
         epoch, in_epoch = divmod(step, source.steps_per_epoch(BATCH))
         rows = source.epoch_rows(seed=seed, batch_size=BATCH, epoch=epoch, **process)
-        yield jax.jit(on_device.batch)(examples, {name: array[in_epoch] for name, array in rows.items()})
+        cut = {name: array[in_epoch] for name, array in rows.items()}
+        batch = jax.jit(on_device.batch)(examples, cut)
+        as_rows = on_device.batch(on_device.as_rows(examples), cut, image_shape=source.image_shape)
+        jax.tree.map(np.testing.assert_array_equal, batch, as_rows)
+        yield batch
 
 
 def assert_same(found, expected):

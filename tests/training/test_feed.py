@@ -160,12 +160,13 @@ def test_an_array_of_an_epoch_reaches_the_step_cut_by_step(one_device):
     found = steps_on_device(
         start,
         None,
-        jax.tree.map(jnp.asarray, source.train_set()),
+        jax.tree.map(jnp.asarray, on_device.as_rows(source.train_set())),
         rows,
         np.int32(2),
         one_step=one_step,
         steps_per_epoch=EPOCH,
         steps_per_call=4,
+        image_shape=source.image_shape,
         batch_sharding=sharding.batch_sharding(one_device),
     )
     assert int(found.step) == EPOCH + 3
