@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dgkd_jax.models import cpu_convolution, platform
+from dgkd_jax.models import batch_statistics, cpu_convolution, platform
 from dgkd_jax.models.onednn import convolution as onednn
 
 
@@ -136,7 +136,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", undefined, (channels,)).astype(wide)
         running_mean = self.variable("batch_stats", "mean", undefined, None, (channels,))
         running_var = self.variable("batch_stats", "var", undefined, None, (channels,))
-        x = x.astype(wide)
+        stored, x = x, x.astype(wide)
         if not train:
             multiplier = scale * jax.lax.rsqrt(running_var.value.astype(wide) + self.epsilon)
             return ((x - running_mean.value.astype(wide)) * multiplier + bias).astype(self.dtype)
@@ -149,15 +149,20 @@ class BatchNorm(nn.Module):
                 f"BatchNorm in training needs at least 2 values per channel and group, got {count} "
                 f"(input {x.shape}, groups={self.groups}); use a larger batch or image"
             )
-        # Two passes: mean(x²) − mean(x)² would lose all digits where the mean is far from 0.
-        mean = jnp.mean(grouped, axes, keepdims=True)
-        centred = grouped - mean
-        var = jnp.mean(jnp.square(centred), axes, keepdims=True)
+        mean, var = self._statistics(grouped, axes, running_mean.value, stored.reshape(grouped.shape))
         if not self.is_initializing():
             self._follow(running_mean, mean.reshape(self.groups, channels))
             self._follow(running_var, var.reshape(self.groups, channels) * (count / (count - 1)))
-        y = centred * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+        y = (grouped - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
         return y.reshape(x.shape).astype(self.dtype)
+
+    def _statistics(
+        self, grouped: jax.Array, axes: tuple[int, ...], running_mean: jax.Array, stored: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """On a CPU in two passes, which keeps the numbers that runs there have had."""
+        if platform.current() == "cpu":
+            return batch_statistics.in_two_passes(grouped, axes)
+        return batch_statistics.in_one_pass(grouped, axes, shift=running_mean.astype(grouped.dtype), stored=stored)
 
     def _group_size(self, x: jax.Array) -> int:
         if self.groups < 1 or x.shape[0] % self.groups:
