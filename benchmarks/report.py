@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from dgkd_jax.data import quiet
 from dgkd_jax.errors import ArgumentParser, BadInput, exit_code_of
 from dgkd_jax.models.onednn import library as onednn
 from dgkd_jax.runs import allocator
@@ -45,6 +46,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     Freed memory is kept as in a run; PyTorch, in the same process, has that too.
     """
+    quiet.for_good()
     allocator.keep_freed_memory()
     raise SystemExit(exit_code_of(main))
 

@@ -307,7 +307,7 @@ def _parser() -> ArgumentParser:
         "temperature": "T > 0",
         "alpha": "α ≥ 0, weight of TCKD",
         "beta": "β ≥ 0, weight of NCKD",
-        "epsilon": "ε; above 0 pushes the two gradients apart, below 0 aligns them",
+        "epsilon": "ε; above 0 pushes the two gradients apart, below 0 brings them together",
         "convention": f"one of {', '.join(losses.CONVENTIONS)}",
         "kappa": "κ > 0 of self_normalized",
         "batch": "batch size ≥ 1 in literal and normalized",

@@ -1,6 +1,6 @@
 """The arms and regimes that the studies share; written before the first run.
 
-Candidates for a regime in which gradient coupling beats DKD: a decayed ε, ε < 0 (alignment), the four distances,
+Candidates for a regime in which gradient coupling beats DKD: a decayed ε, ε < 0 (together), the four distances,
 gradients with respect to parameters, a larger gap between teacher and student, few training images, noisy labels,
 T = 1, no cross-entropy, longer training.
 
@@ -20,7 +20,7 @@ def _dgkd(convention: str, epsilon: float, **more) -> dict:
 
 BASELINE = "dkd"
 
-# Added when alignment was ahead with noisy labels: controls that strengthen the distillation term instead.
+# Added when ε < 0 was ahead with noisy labels: controls that strengthen the distillation term instead.
 _CONTROLS = {
     "dkd x 2": {"method": "dkd", "dkd.alpha": 2.0, "dkd.beta": 4.0},
     "dkd x 4": {"method": "dkd", "dkd.alpha": 4.0, "dkd.beta": 8.0},
@@ -30,7 +30,7 @@ ARMS = {
     "ce": {"method": "ce"},
     "kd": {"method": "kd"},
     "dkd": {"method": "dkd"},
-    # each convention with several ε, including the published values; ε < 0 aligns the gradients
+    # each convention with several ε, including the published values; ε < 0 brings the gradients together
     "per_sample 0.03": _dgkd("per_sample", 0.03),
     "per_sample 0.1": _dgkd("per_sample", 0.1),
     "per_sample 0.3": _dgkd("per_sample", 0.3),

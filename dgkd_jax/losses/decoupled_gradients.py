@@ -155,7 +155,7 @@ def dgkd(
     r"""Decoupled gradient distillation, mean_i(α·TCKD_i + β·NCKD_i) − ε·G.
 
     Args:
-        epsilon: ε > 0 pushes the two gradients apart, ε < 0 aligns them, 0 is DKD.
+        epsilon: ε > 0 pushes the two gradients apart, ε < 0 brings them together, 0 is DKD.
         (others): as `dkd` and `dgkd_terms`.
 
     Returns:

@@ -29,7 +29,7 @@ class DGKD:
     term_units: ClassVar[dict[str, str]] = {**DKD.term_units, "coupling": "coupling term G"}
 
     dkd: DKD = dataclasses.field(default_factory=DKD)
-    epsilon: float = key(0.1, "weight ε of G: > 0 pushes the gradients apart, < 0 aligns them", FINITE)
+    epsilon: float = key(0.1, "weight ε of G: > 0 pushes the gradients apart, < 0 brings them together", FINITE)
     epsilon_end: float = key(0.0, "ε at the end of training where epsilon_schedule is not constant", FINITE)
     epsilon_schedule: str = key("constant", "how ε goes to epsilon_end", one_of(*SCHEDULES))
     convention: str = key(
