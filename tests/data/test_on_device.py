@@ -1,5 +1,7 @@
 """Batches from the device's memory are those of the pipeline, bit for bit."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -48,7 +50,8 @@ def taken(source, steps, *, seed=0, **process):
         rows = source.epoch_rows(seed=seed, batch_size=BATCH, epoch=epoch, **process)
         cut = {name: array[in_epoch] for name, array in rows.items()}
         batch = jax.jit(on_device.batch)(examples, cut)
-        as_rows = on_device.batch(on_device.as_rows(examples), cut, image_shape=source.image_shape)
+        of_rows = jax.jit(functools.partial(on_device.batch, image_shape=source.image_shape))
+        as_rows = of_rows(on_device.as_rows(examples), cut)
         jax.tree.map(np.testing.assert_array_equal, batch, as_rows)
         yield batch
 

@@ -223,6 +223,7 @@ def test_only_keys_that_change_the_result_make_another_run(change, same):
 
 # Another value of these makes no other run: the same numbers all the same.
 DECIDES_NOTHING = {
+    "compiler_options",
     "name", "note", "writers", "eval_batch_size", "join_timeout_s", "heartbeat_timeout_s", "compilation_cache",
     "log_every", "eval_every", "diagnose", "checkpoint_every", "keep_checkpoints", "watchdog_s", "mesh.fsdp",
     "data.dir", "data.manual_dir", "data.download", "data.max_bad_images", "data.on_device_mib", "steps_per_call",
@@ -234,6 +235,7 @@ DECIDES_THE_TEACHER = {"teacher.weights", "teacher.epochs", "teacher.learning_ra
 }
 # Where the next value that comes to mind is not allowed, or would be no other run's.
 OTHER_VALUES = {
+    "compiler_options": ("xla_backend_optimization_level=1",),
     "schedule.milestones": (1, 2),
     "data.image_size": 32,
     "batch_size": 256,
