@@ -72,7 +72,6 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     if arguments.data_dir:
         config.data.dir = arguments.data_dir
     launch.use_compilation_cache(config)
-    launch.print_convolutions()
     run = SimpleNamespace(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in trained.about.items()}
     )

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict, config_flags
 
 from dgkd_jax import errors
 from dgkd_jax.data import quiet
-from dgkd_jax.models.onednn import library as onednn
 from dgkd_jax.runs import allocator, command_line, config, default
 from dgkd_jax.runs.interruption import Interruption
 
@@ -31,7 +30,6 @@ def command(argv: list[str], *, usage: str, work: Callable[[ConfigDict, Callable
         set_up(settings)
         _join_processes(settings)
         _print_note(settings)
-        print_convolutions()
         with Interruption() as interruption:
             work(settings, interruption.agreed)
     except errors.EXPECTED as error:
@@ -115,13 +113,6 @@ def _join_processes(settings: ConfigDict) -> None:
 def _print_note(settings: ConfigDict) -> None:
     if settings.note and jax.process_index() == 0:
         print(settings.note, file=sys.stderr, flush=True)
-
-
-def print_convolutions() -> None:
-    """Say once which library computes the convolutions, where there is a choice; it may be compiled first."""
-    said = onednn.status()
-    if said and jax.process_index() == 0:
-        print(said, file=sys.stderr, flush=True)
 
 
 def _keep_exit_code(code: int, *, seconds: float) -> None:

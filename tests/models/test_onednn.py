@@ -21,7 +21,7 @@ from dgkd_jax.models import layers
 from dgkd_jax.models.cpu_convolution import by_library
 from dgkd_jax.models.onednn import convolution as onednn
 from dgkd_jax.models.onednn import library
-from dgkd_jax.runs import launch, sharding
+from dgkd_jax.runs import sharding
 from dgkd_jax.training import loop
 
 needs_onednn = pytest.mark.skipif(
@@ -362,14 +362,9 @@ def test_where_nobody_asked_for_it_nothing_is_said(monkeypatch, tmp_path, missin
 
 
 @needs_onednn
-def test_one_process_of_several_says_what_is_used(monkeypatch, capsys):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    launch.print_convolutions()
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(jax, "process_index", lambda: 0)
-    launch.print_convolutions()
+def test_the_log_says_what_is_used_and_how_to_turn_it_off():
     version = metadata.version("onednn-cpu-gomp")
-    assert capsys.readouterr().err == f"convolutions by oneDNN {version}: DGKD_ONEDNN=0 for XLA's\n"
+    assert library.status() == f"convolutions by oneDNN {version}: DGKD_ONEDNN=0 for XLA's"
 
 
 @needs_onednn

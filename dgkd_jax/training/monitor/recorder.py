@@ -8,6 +8,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from dgkd_jax.models.onednn import library as onednn
 from dgkd_jax.runs.config import flatten
 from dgkd_jax.runs.record import History
 from dgkd_jax.training import parts
@@ -79,6 +80,7 @@ class Recorder(contextlib.ExitStack):
         self._metrics.write(step, "goodput", self.spent.seconds() | self._cost)
         self.note(f"ready for the first step: {timing.summary(self.spent.seconds())}")
         self.note(f"one step, on each device: {cost.summary(self._cost)}")
+        self.note(onednn.status() if platform == "cpu" else None)
 
     def stepped(self, step: int, *, count: int) -> None:
         """`count` steps were dispatched; `step` is the last of them."""
