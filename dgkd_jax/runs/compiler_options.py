@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from dgkd_jax.errors import BadInput
 from dgkd_jax.runs import sharding
 
-# By JAX's `device_kind`. Measured with `python -m dgkd_jax.plan` (docs/plan.md); not set where nobody has measured.
+# By JAX's `device_kind`; not set where nobody has looked at what the compiler says of it (docs/plan.md).
 _OF_KIND = {
     "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "65536"},
 }
