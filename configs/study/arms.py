@@ -9,8 +9,6 @@ Beside them, in the regime `momenta`: DOT and DeepKD, each with the control that
 
 from ml_collections import ConfigDict
 
-from dgkd_jax.runs import default
-
 
 def _dgkd(convention: str, epsilon: float, **more) -> dict:
     return {"method": "dgkd", "dgkd.convention": convention, "dgkd.epsilon": epsilon} | {
@@ -169,27 +167,17 @@ def screened(base: ConfigDict) -> dict:
 
 
 _LOGARITHMS = ("together self_normalized 3", "together own_logits log 3")
-SCREENED_REGIMES = {
-    "10,000 images": ({}, tuple(arm for arm in screened(default.get_config()) if arm != "log dkd 3 at once")),
-    "30 % wrong labels": (
-        {"data.label_noise": 0.3},
-        (
-            "ce",
-            "kd",
-            "dkd",
-            *_WEIGHTS,
-            *_LOGARITHMS,
-            "log dkd 3",
-            "together per_sample 3",
-            "apart per_sample 1",
-            "dist",
+
+
+def screened_regimes(arms: dict) -> dict:
+    """Regime -> (overrides, arms), of the arms of `screened`."""
+    apart = ("apart per_sample 1", "apart normalized 6")
+    noisy = (*_LOGARITHMS, "log dkd 3", "together per_sample 3", "apart per_sample 1", "dist")
+    return {
+        "10,000 images": ({}, tuple(arm for arm in arms if arm != "log dkd 3 at once")),
+        "30 % wrong labels": ({"data.label_noise": 0.3}, ("ce", "kd", "dkd", *_WEIGHTS, *noisy)),
+        "8 epochs": (
+            {"epochs": 8, "dkd.warmup_epochs": 0.0, "schedule.warmup_epochs": 0.0},
+            ("ce", "kd", "dkd", "dkd x 4", "dkd x 16", *_LOGARITHMS, "log dkd 3 at once", *apart),
         ),
-    ),
-    "8 epochs": (
-        {"epochs": 8, "dkd.warmup_epochs": 0.0, "schedule.warmup_epochs": 0.0},
-        (
-            *("ce", "kd", "dkd", "dkd x 4", "dkd x 16", *_LOGARITHMS, "log dkd 3 at once"),
-            *("apart per_sample 1", "apart normalized 6"),
-        ),
-    ),
-}
+    }

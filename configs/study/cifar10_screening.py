@@ -36,6 +36,7 @@ def get_base(part: str):
 
 def get_study() -> Study:
     base = get_base("screening")
+    screened = arms.screened(base)
     return Study(
         name="cifar10_screening",
         about="10,000 CIFAR-10 photographs train, 10,000 others of the training images evaluate, 30 epochs; teachers "
@@ -43,8 +44,8 @@ def get_study() -> Study:
         base=base,
         seeds=(0, 1, 2, 3, 4),
         teachers=3,
-        arms=arms.screened(base),
-        regimes=arms.SCREENED_REGIMES,
+        arms=screened,
+        regimes=arms.screened_regimes(screened),
         baseline=arms.BASELINE,
         rows="docs/results/cifar10_screening.jsonl",
     )

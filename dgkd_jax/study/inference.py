@@ -63,24 +63,26 @@ def equivalence(differences: Sequence[float], *, within: float) -> float:
 def pooled(differences: Sequence[float], groups: Sequence[object]) -> Estimate:
     """The mean difference where each group has its own, drawn at random: a mixed model with a random intercept.
 
+    The interval is of Student's t with as many degrees of freedom as there are groups less one, since a few groups
+    say little of how groups differ.
+
     Args:
         differences: two or more.
         groups: of each difference, for example its teacher; with one group alone its spread cannot be known, and the
             estimate is the plain mean.
     """
     values = np.asarray(differences, np.float64)
-    plain = Estimate(*_plain(values))
-    if len(set(groups)) < 2 or len(set(groups)) == len(values):
-        return plain
+    count = len(set(groups))
+    if count < 2 or count == len(values) or np.ptp(values) == 0:
+        return _estimate(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5), len(values) - 1)
     models = _statsmodels("regression.mixed_linear_model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a variance of 0 between groups is an allowed answer
         found = models.MixedLM(values, np.ones((len(values), 1)), groups=np.asarray(groups)).fit(reml=True)
     error = float(found.bse_fe[0])
     if not math.isfinite(error):
-        return plain
-    mean = float(found.fe_params[0])
-    return Estimate(mean, error, (mean - 1.96 * error, mean + 1.96 * error))
+        raise ArithmeticError(f"the mixed model of {len(values)} differences in {count} groups has no standard error")
+    return _estimate(float(found.fe_params[0]), error, count - 1)
 
 
 def with_test_images(
@@ -108,10 +110,9 @@ def with_test_images(
     return Estimate(float(gained.mean()), float(means.std(ddof=1)), (float(low), float(high)))
 
 
-def _plain(values: np.ndarray) -> tuple[float, float, tuple[float, float]]:
-    mean, error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return mean, error, (mean - half, mean + half)
+def _estimate(mean: float, error: float, degrees: int) -> Estimate:
+    half = float(stats.t.ppf(0.975, degrees)) * error
+    return Estimate(mean, error, (mean - half, mean + half))
 
 
 def _statsmodels(module: str) -> types.ModuleType:

@@ -144,12 +144,12 @@ def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
         _answer(studies, found),
         f"![Differences from the baseline](figures/{picture_of(output).name})\n",
         "*Each arm's difference from the baseline in points of accuracy, with its 95 % interval over seeds; "
-        "grey: ± 0.3 points.*\n",
+        f"grey: ± {WITHIN} points.*\n",
         _pooled_table(found),
         *(_study(study, [verdict for verdict in found if verdict.study == study.name]) for study in studies),
         "## How to read this\n",
         "A verdict needs a difference from the baseline of more than two standard errors and a p-value (paired t-test, "
-        'corrected by Holm\'s method for all tests here) below 5 %; else it is "not shown", or "within ± 0.3" where '
+        f'corrected by Holm\'s method for all tests) below 5 %; else it is "not shown", or "within ± {WITHIN}" where '
         "two one-sided tests at 5 % say that the difference is no larger. Not shown does not mean absent: the column "
         '"would see" has the true difference that the test finds with a probability of 80 %. '
         "Accuracies are of the last epoch, in percent, mean ± standard deviation over seeds of the student (order, "
@@ -180,8 +180,10 @@ def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
         f"fresh seeds: {', '.join(candidates) or 'none'}."
     )
     tested = [verdict for verdict in found if verdict.corrected is not None]
-    said = Counter(verdict.says for verdict in found)
-    line = f"- {len(tested)} of {len(found)} comparisons were tested; the others have fewer than three seeds."
+    said = Counter(verdict.says for verdict in tested)
+    line = (
+        f"- {len(tested)} of {len(found)} comparisons were tested; others have fewer than three seeds, or equal pairs."
+    )
     if tested:
         typical = statistics.median(verdict.detectable for verdict in tested)
         line += (

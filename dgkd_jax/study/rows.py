@@ -16,6 +16,7 @@ from dgkd_jax.study.plan import Run
 
 _CURVES = ("target_gradmag", "nontarget_gradmag", "tckd", "nckd", "accuracy")  # of the training images
 _POINTS = 10  # of each curve
+_NEEDED = {"regime", "arm", "seed", "made_by", "status"}
 
 
 def made_by(run: Run) -> str:
@@ -36,9 +37,11 @@ def read(path: str) -> list[dict[str, Any]]:
     for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
         try:
             row = json.loads(line)
-            rows.append({key: row[key] for key in ("regime", "arm", "seed", "made_by")} | row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path}, line {number} is no row of a study; mend or remove it") from error
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not row.keys() >= _NEEDED:
+            raise BadInput(f"{path}, line {number} is no row of a study; mend or remove it")
+        rows.append(row)
     return rows
 
 
@@ -82,7 +85,7 @@ def _wrong(workdir: str) -> dict[str, Any]:
 
 
 def _curves(workdir: str) -> dict[str, list[float]]:
-    """Training metrics at ten places along the run, each the mean since the log before it."""
+    """Training metrics at up to ten places along the run, each the mean since the log before it."""
     lines = map(json.loads, Path(workdir, "metrics.jsonl").read_text().splitlines())
     logged = [line for line in lines if line["kind"] == "train"]
     places = sorted({round(place) for place in np.linspace(0, len(logged) - 1, _POINTS)})

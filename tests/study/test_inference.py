@@ -36,6 +36,8 @@ def test_teachers_that_differ_widen_the_pooled_interval_to_that_of_their_means()
     means = values.reshape(3, 8).mean(1)
     assert found.mean == pytest.approx(means.mean(), abs=1e-6)
     assert found.standard_error == pytest.approx(means.std(ddof=1) / 3**0.5, rel=1e-3)
+    half = stats.t.ppf(0.975, 2) * found.standard_error
+    assert found.interval == pytest.approx((found.mean - half, found.mean + half))
     alone = inference.pooled(values[:8], teachers[:8])
     assert alone.interval == pytest.approx(tuple(stats.ttest_1samp(values[:8], 0).confidence_interval(0.95)))
 
