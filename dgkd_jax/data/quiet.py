@@ -21,7 +21,7 @@ def for_good() -> None:
         os.environ.setdefault(name, value)
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    if not tpu_is_here() and not any(name.startswith("TPU_") for name in os.environ):
+    if not tpu_is_here():
         absent_tpu()
 
 
