@@ -10,16 +10,22 @@ import jax.numpy as jnp
 _MOST_SHIFTED = 64.0  # m²/var
 
 
-def in_two_passes(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance over `axes`, kept with size 1: the mean first, then the deviations from it."""
+def in_two_passes(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean, biased variance and deviations: the mean first, then the squares of the deviations from it.
+
+    Returns:
+        Mean and variance over `axes`, kept with size 1, and x − mean. Whoever needs the deviations should take these:
+        computed again, their gradients are summed in another order, and over the devices twice.
+    """
     mean = jnp.mean(x, axes, keepdims=True)
-    return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+    centred = x - mean
+    return mean, jnp.mean(jnp.square(centred), axes, keepdims=True), centred
 
 
 def in_one_pass(
     x: jax.Array, axes: Sequence[int], *, shift: jax.Array, stored: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The same, from the sums of x − shift and of its square: one pass over x, and one sum over the devices.
+    """Mean and biased variance, from the sums of x − shift and of its square: one pass over x, and one sum over the devices.
 
     The variance is E[(x − shift)²] − E[x − shift]². A channel whose mean is more than eight deviations away from the
     shift would lose digits; if there is one, all are computed in two passes. So every shift is right, and the running
@@ -32,7 +38,7 @@ def in_one_pass(
         stored: x in the narrower dtype in which it lies in memory, so that it need not be written in x's as well.
 
     Returns:
-        As `in_two_passes`; differentiable in x in either mode, with one pass over x as well.
+        Mean and variance over `axes`, kept with size 1; differentiable in x in either mode, with one pass over x too.
     """
     shift, stored = map(jax.lax.stop_gradient, (shift, x if stored is None else stored))
     return _in_one_pass(tuple(axes), x, shift, stored)
@@ -46,7 +52,8 @@ def _in_one_pass(
     first = jnp.mean(shifted, axes, keepdims=True)
     var = jnp.mean(jnp.square(shifted), axes, keepdims=True) - jnp.square(first)
     is_far = jnp.any(jnp.square(first) > _MOST_SHIFTED * var)
-    return jax.lax.cond(is_far, lambda: in_two_passes(stored.astype(x.dtype), axes), lambda: (shift + first, var))
+    exact = lambda: in_two_passes(stored.astype(x.dtype), axes)[:2]  # noqa: E731
+    return jax.lax.cond(is_far, exact, lambda: (shift + first, var))
 
 
 @_in_one_pass.defjvp

@@ -149,20 +149,22 @@ class BatchNorm(nn.Module):
                 f"BatchNorm in training needs at least 2 values per channel and group, got {count} "
                 f"(input {x.shape}, groups={self.groups}); use a larger batch or image"
             )
-        mean, var = self._statistics(grouped, axes, running_mean.value, stored.reshape(grouped.shape))
+        mean, var, centred = self._statistics(grouped, axes, running_mean.value, stored.reshape(grouped.shape))
         if not self.is_initializing():
             self._follow(running_mean, mean.reshape(self.groups, channels))
             self._follow(running_var, var.reshape(self.groups, channels) * (count / (count - 1)))
-        y = (grouped - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+        y = centred * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
         return y.reshape(x.shape).astype(self.dtype)
 
     def _statistics(
         self, grouped: jax.Array, axes: tuple[int, ...], running_mean: jax.Array, stored: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """On a CPU in two passes, which keeps the numbers that runs there have had."""
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean, variance and deviations; on a CPU in two passes, which keeps the numbers that runs there have had."""
         if platform.current() == "cpu":
             return batch_statistics.in_two_passes(grouped, axes)
-        return batch_statistics.in_one_pass(grouped, axes, shift=running_mean.astype(grouped.dtype), stored=stored)
+        shift = running_mean.astype(grouped.dtype)
+        mean, var = batch_statistics.in_one_pass(grouped, axes, shift=shift, stored=stored)
+        return mean, var, grouped - mean
 
     def _group_size(self, x: jax.Array) -> int:
         if self.groups < 1 or x.shape[0] % self.groups:

@@ -59,7 +59,7 @@ def test_both_forms_have_the_same_derivatives_in_either_mode(mean):
             return slope(x), jax.grad(lambda x: jnp.sum(slope(x) * along))(x), jax.jvp(function, (x,), (along,))[1]
 
         ours = of(lambda x: batch_statistics.in_one_pass(x, AXES, shift=jnp.zeros(4)))
-        theirs = of(lambda x: batch_statistics.in_two_passes(x, AXES))
+        theirs = of(lambda x: batch_statistics.in_two_passes(x, AXES)[:2])
         for found, expected in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 

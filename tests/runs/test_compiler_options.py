@@ -12,8 +12,8 @@ from dgkd_jax.training.build import build
 
 
 def test_the_step_is_compiled_with_the_users_options(one_device):
-    """Without the pass that joins operations the program has a kernel for each."""
-    texts = []
+    """Without the pass that joins operations the program has a line for each."""
+    lengths = []
     for options in ((), ("xla_disable_hlo_passes=fusion",)):
         config = small(method="ce", compiler_options=options)
         source = open_source(config.data)
@@ -21,8 +21,9 @@ def test_the_step_is_compiled_with_the_users_options(one_device):
         batch = sharding.to_global(
             next(source.train_batches(seed=0, batch_size=config.batch_size, start_step=0)), one_device
         )
-        texts.append(program.train_step.lower(current, None, batch).compile().as_text())
-    assert texts[1].count("fusion(") > 2 * texts[0].count("fusion(")
+        text = program.train_step.lower(current, None, batch).compile().as_text()
+        lengths.append(text[text.index("ENTRY") :].count(" = "))
+    assert lengths[1] > 1.5 * lengths[0], lengths
 
 
 def test_the_users_option_counts_where_the_kind_of_device_has_another(monkeypatch, one_device):
