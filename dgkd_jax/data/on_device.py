@@ -41,6 +41,7 @@ def batch(
     *,
     image_shape: tuple[int, int, int] | None = None,
     sharding: NamedSharding | None = None,
+    by_products: bool = False,
 ) -> dict[str, jax.Array]:
     """Make the batch that `rows` describes.
 
@@ -50,6 +51,7 @@ def batch(
             Any other array `[batch, ...]` is added to the batch unchanged.
         image_shape: (size, size, channels) where the images lie `as_rows`.
         sharding: of the batch; None: left to JAX.
+        by_products: cut windows out by matrix products: the same pixels, quicker on a TPU, slower elsewhere.
     """
     rows = dict(rows)
     index, window = rows.pop("index"), rows.pop("window", None)
@@ -57,7 +59,7 @@ def batch(
     if image_shape is not None:
         found["image"] = found["image"].reshape(-1, *image_shape)
     if window is not None:
-        found["image"] = jax.vmap(_pad_crop)(found["image"], window)
+        found["image"] = jax.vmap(_pad_crop_by_products if by_products else _pad_crop)(found["image"], window)
     found |= rows
     return found if sharding is None else jax.lax.with_sharding_constraint(found, sharding)
 
@@ -67,3 +69,18 @@ def _pad_crop(image: jax.Array, window: jax.Array) -> jax.Array:
     padded = jnp.pad(image, [(pad, pad), (pad, pad), (0, 0)])
     image = jax.lax.dynamic_slice(padded, (window[0], window[1], 0), image.shape)
     return jnp.where(window[2] == 1, image[:, ::-1], image)
+
+
+def _pad_crop_by_products(image: jax.Array, window: jax.Array) -> jax.Array:
+    """A window is rows @ image @ columns with a single 1, or none in the padding, in each row of the two matrices.
+
+    bfloat16 holds every whole number up to 256, so the pixels stay what they are.
+    """
+    height, width, _ = image.shape
+    pad = height // 8
+    to_row, to_column = jnp.arange(height), jnp.arange(width)
+    to_column = jnp.where(window[2] == 1, width - 1 - to_column, to_column)
+    rows = (to_row[:, None] + window[0] - pad == jnp.arange(height)).astype(jnp.bfloat16)
+    columns = (to_column[:, None] + window[1] - pad == jnp.arange(width)).astype(jnp.bfloat16)
+    moved = jnp.einsum("ik,klc->ilc", rows, image.astype(jnp.bfloat16))
+    return jnp.einsum("jl,ilc->ijc", columns, moved).astype(image.dtype)

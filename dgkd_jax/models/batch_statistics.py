@@ -25,7 +25,7 @@ def in_two_passes(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Arr
 def in_one_pass(
     x: jax.Array, axes: Sequence[int], *, shift: jax.Array, stored: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance, from the sums of x − shift and of its square: one pass over x, and one sum over the devices.
+    """Mean and biased variance from the sums of x − shift and of its square: one pass over x, one sum over devices.
 
     The variance is E[(x − shift)²] − E[x − shift]². A channel whose mean is more than eight deviations away from the
     shift would lose digits; if there is one, all are computed in two passes. So every shift is right, and the running

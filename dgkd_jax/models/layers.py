@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from dgkd_jax.models import batch_statistics, cpu_convolution, platform
+from dgkd_jax.models import batch_statistics, cpu_convolution, kernel_gradient, platform
 from dgkd_jax.models.onednn import convolution as onednn
 
 
@@ -56,9 +56,9 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         side = self.kernel_size
         kernel = self.param("kernel", undefined, (side, side, x.shape[-1] // self.groups, self.features))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         padding = ((self.padding,) * 2,) * 2 if isinstance(self.padding, int) else self.padding
-        y = _convolve(x, kernel, stride=self.stride, padding=padding, groups=self.groups)
+        convolve = partial(_convolve, stride=self.stride, padding=padding, groups=self.groups)
+        y = kernel_gradient.product(convolve, x.astype(self.dtype), kernel)
         if self.use_bias:
             y = y + self.param("bias", undefined, (self.features,)).astype(self.dtype)
         return y
@@ -192,11 +192,15 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", undefined, (x.shape[-1], self.features)).astype(self.dtype)
-        y = jnp.matmul(x.astype(self.dtype), kernel, precision=jax.lax.Precision.HIGHEST)
+        kernel = self.param("kernel", undefined, (x.shape[-1], self.features))
+        y = kernel_gradient.product(_multiply_exactly, x.astype(self.dtype), kernel)
         if self.use_bias:
             y = y + self.param("bias", undefined, (self.features,)).astype(self.dtype)
         return y
+
+
+def _multiply_exactly(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 class LayerNorm(nn.Module):

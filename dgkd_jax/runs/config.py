@@ -169,6 +169,7 @@ def deciding(flat: Mapping[str, Any], *what: str) -> dict[str, Any]:
 
 _ADDED_KEYS = (
     "accumulate",
+    "gradient_sums",
     *(f"data.{name}" for name in ("trivial_augment", "random_erasing", "mixup", "cutmix", "num_classes", "holdout")),
     *(f"{method}.standardize" for method in ("kd", "dkd")),
 )

@@ -256,6 +256,12 @@ _MACHINE_KEYS = {
         "default | high | highest: highest = full float32 products on TPU and GPU",
         one_of("default", "high", "highest"),
     ),
+    "gradient_sums": Key(
+        "auto",
+        "of kernels, over pixels and devices: float32 | compute, as student.dtype, half the bytes between devices; "
+        "auto = float32 on TPU",
+        one_of("auto", "float32", "compute"),
+    ),
     "join_timeout_s": Key(300, "seconds that processes wait for each other at the start", COUNT, decides="nothing"),
     "heartbeat_timeout_s": Key(
         100,

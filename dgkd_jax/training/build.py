@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dgkd_jax.data import device_augment, on_device
 from dgkd_jax.data.source import Description, Source
 from dgkd_jax.methods import Method
-from dgkd_jax.models import network
+from dgkd_jax.models import kernel_gradient, network
 from dgkd_jax.models.architecture import Architecture
 from dgkd_jax.models.network import Network
 from dgkd_jax.runs import compiler_options, sharding
@@ -82,7 +82,7 @@ def program_of(
     begins_as = sharding.shapes(_shapes(config, source, architecture, optimizer, method), mesh)
     augment = device_augment.from_config(config.data, source, seed=config.seed)
     one_step = functools.partial(
-        sharding.made_for(mesh, _on_augmented(train_step, augment)),
+        sharding.made_for(mesh, _summed_as_asked(config, mesh, _on_augmented(train_step, augment))),
         student=student,
         method=method,
         optimizer=optimizer,
@@ -138,6 +138,12 @@ def _on_augmented(function: Callable[..., Any], augment: device_augment.DeviceAu
         return function(current, teacher, augment(batch, current.step), **options)
 
     return on_augmented
+
+
+def _summed_as_asked(config: ConfigDict, mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
+    asked = config.gradient_sums
+    is_wide = asked == "float32" or (asked == "auto" and sharding.platform_of(mesh) == "tpu")
+    return kernel_gradient.summed_in_parameters_dtype()(step) if is_wide else step
 
 
 def bytes_of_state(config: ConfigDict, source: Source, *, given: Given = NOTHING) -> int:
@@ -222,7 +228,13 @@ def steps_on_device(
     def one(_, current):
         step = current.step % steps_per_epoch
         rows = {name: jax.lax.dynamic_index_in_dim(array, step, keepdims=False) for name, array in epoch.items()}
-        batch = on_device.batch(examples, rows, image_shape=image_shape, sharding=batch_sharding)
+        batch = on_device.batch(
+            examples,
+            rows,
+            image_shape=image_shape,
+            sharding=batch_sharding,
+            by_products=sharding.platform_of(batch_sharding.mesh) == "tpu",
+        )
         return one_step(current, teacher, batch)
 
     return one(0, current) if steps_per_call == 1 else jax.lax.fori_loop(0, count, one, current)

@@ -162,8 +162,10 @@ def test_windows_are_those_of_pad_crop_at_the_ends_of_the_range(size, mirror):
         uniforms = np.array(uniforms, np.float32)
         window = on_device.windows(uniforms[None], size=size, mirror=mirror)
         rows = {"index": np.array([0]), "window": window}
-        found = jax.jit(on_device.batch)({"image": image[None]}, rows)["image"]
-        np.testing.assert_array_equal(found[0], augment.pad_crop(image, uniforms, size=size, mirror=mirror))
+        expected = augment.pad_crop(image, uniforms, size=size, mirror=mirror)
+        for by_products in (False, True):
+            made = jax.jit(functools.partial(on_device.batch, by_products=by_products))
+            np.testing.assert_array_equal(made({"image": image[None]}, rows)["image"][0], expected)
 
 
 def test_each_device_makes_its_rows_alone(colours):

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from dgkd_jax import models
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
@@ -50,6 +53,14 @@ def test_its_costs_are_of_teacher_and_student(planned):
     assert set(plan["cost"]["parts"]) == {"teacher", "student, forward", "student, backward", "rest"}
     assert sum(plan["cost"]["parts"].values()) == pytest.approx(1)
     assert any(re.match(r"conv\d conv_general_dilated", layer) for _, _, layer in plan["cost"]["costliest"])
+
+
+def test_gradients_are_exchanged_in_the_parameters_float32(planned):
+    """In bfloat16, in which the networks compute there, it would be half of it; BatchNorm's sums are small."""
+    student = models.shapes(models.create("small_cnn_w8", num_classes=10), (16, 16, 1))
+    bytes_of_parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(student["params"]))
+    exchanged = sum(each["bytes"] for each in planned[1]["plans"][0]["cost"]["collectives"])
+    assert bytes_of_parameters <= exchanged < 1.2 * bytes_of_parameters
 
 
 @pytest.mark.wrong_input
