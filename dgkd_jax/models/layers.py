@@ -1,4 +1,4 @@
-"""The layers that all families use, as in PyTorch: convolution, norms, linear layer, attention and pooling.
+"""The layers that all families use, as in PyTorch: convolution, norms, linear layers and pooling.
 
 Layout: images and activations are [batch, height, width, channels], convolution kernels [height, width,
 in, out], linear kernels [in, out]. Leaves are `kernel`, `scale` and `bias` in the collection "params",
@@ -193,14 +193,20 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", undefined, (x.shape[-1], self.features))
-        y = kernel_gradient.product(_multiply_exactly, x.astype(self.dtype), kernel)
-        if self.use_bias:
-            y = y + self.param("bias", undefined, (self.features,)).astype(self.dtype)
-        return y
+        bias = self.param("bias", undefined, (self.features,)) if self.use_bias else None
+        return linear(x.astype(self.dtype), kernel, bias)
 
 
-def _multiply_exactly(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """x [..., in] @ kernel [in, out] + bias [out], in the dtype of x."""
+    multiply = partial(jnp.matmul, precision=full_precision(x.dtype))
+    y = kernel_gradient.product(multiply, x, kernel)
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def full_precision(dtype: Any) -> jax.lax.Precision:
+    """Of products that keep all digits of `dtype`. For narrower factors one pass is enough, in float32 as well."""
+    return jax.lax.Precision.HIGHEST if at_least_float32(dtype) == dtype else jax.lax.Precision.DEFAULT
 
 
 class LayerNorm(nn.Module):
@@ -241,38 +247,6 @@ class MLP(nn.Module):
         channels = x.shape[-1]
         x = nn.gelu(Linear(4 * channels, dtype=self.dtype, name="fc1")(x), approximate=False)
         return Linear(channels, dtype=self.dtype, name="fc2")(x)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention of tokens [..., tokens, channels]; the output has the same shape.
-
-    One linear layer `qkv` gives queries, keys and values, in that order, each cut into heads.
-
-    Attributes:
-        heads: must divide the channels.
-        dtype: of the products and the output; the softmax is at least float32.
-
-    Source: Vaswani et al., arXiv:1706.03762, section 3.2.
-    """
-
-    heads: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """`bias` is added to the scores before the softmax; it must broadcast to [..., heads, tokens, tokens]."""
-        *leading, tokens, channels = x.shape
-        size = channels // self.heads
-        product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-        qkv = Linear(3 * channels, dtype=self.dtype, name="qkv")(x)
-        q, k, v = jnp.moveaxis(qkv.reshape(*leading, tokens, 3, self.heads, size), -3, 0)
-        wide = at_least_float32(self.dtype)
-        scores = product("...qhc,...khc->...hqk", q, k, preferred_element_type=wide) * size**-0.5
-        if bias is not None:
-            scores = scores + bias.astype(wide)
-        attention = nn.softmax(scores).astype(self.dtype)
-        mixed = product("...hqk,...khc->...qhc", attention, v).reshape(x.shape)
-        return Linear(channels, dtype=self.dtype, name="proj")(mixed)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

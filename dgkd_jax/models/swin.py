@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from dgkd_jax.models import initial_values, layers
+from dgkd_jax.models.attention import SelfAttention
 
 _EPSILON = 1e-5
 _WINDOW = 7  # side of a window, in tokens
@@ -66,7 +67,7 @@ class Block(nn.Module):
         if any(shift):
             x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
             bias = bias + _shift_mask(padded, shift)[:, None]
-        y = layers.SelfAttention(self.heads, dtype=self.dtype, name="attn")(_windows(x), bias)
+        y = SelfAttention(self.heads, dtype=self.dtype, name="attn")(_windows(x), bias)
         y = jnp.roll(_map(y, *padded), shift, (1, 2))
         return y[:, :height, :width]
 

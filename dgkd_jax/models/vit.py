@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dgkd_jax.models import initial_values, layers
+from dgkd_jax.models.attention import SelfAttention
 
 _EPSILON = 1e-6
 
@@ -29,7 +30,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         norm = partial(layers.LayerNorm, _EPSILON, dtype=self.dtype)
-        x = x + layers.SelfAttention(self.heads, dtype=self.dtype, name="attn")(norm(name="norm1")(x))
+        x = x + SelfAttention(self.heads, dtype=self.dtype, name="attn")(norm(name="norm1")(x))
         return x + layers.MLP(dtype=self.dtype, name="mlp")(norm(name="norm2")(x))
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from dgkd_jax import models, torch_port
 from dgkd_jax.errors import BadInput
-from dgkd_jax.models import convnext, efficientnet_lite, layers, swin
+from dgkd_jax.models import convnext, efficientnet_lite, layers, platform, swin
+from dgkd_jax.models.attention import SelfAttention
 
 # The networks in small; the name chooses the table of torch_port.
 TINY_VIT = partial(golden_networks.FIXTURE_VIT, depth=1)
@@ -230,18 +231,20 @@ def _dense(rows, columns, seed):
     return {"kernel": _normal(rows, columns, seed=seed), "bias": _normal(columns, seed=seed + 1)}
 
 
-def test_attention_equals_numpy_head_by_head():
+@pytest.mark.parametrize("arranged_for", ["cpu", "tpu"])
+def test_attention_equals_numpy_head_by_head(arranged_for):
     x, bias = _normal(2, 5, 6), _normal(2, 3, 5, 5, seed=1)
     params = {"qkv": _dense(6, 18, 2), "proj": _dense(6, 6, 4)}
-    with jax.enable_x64(True):
-        attention = layers.SelfAttention(3, dtype=jnp.float64)
+    with jax.enable_x64(True), platform.on(arranged_for):
+        attention = SelfAttention(3, dtype=jnp.float64)
         y, plain = (attention.apply({"params": params}, x, scores) for scores in (jnp.asarray(bias), None))
     for i in range(2):
         np.testing.assert_allclose(y[i], _attention(x[i], **params, heads=3, bias=bias[i]), rtol=0, atol=1e-12)
         np.testing.assert_allclose(plain[i], _attention(x[i], **params, heads=3, bias=0 * bias[i]), rtol=0, atol=1e-12)
 
 
-def test_attention_takes_its_softmax_in_float32_under_bfloat16():
+@pytest.mark.parametrize("arranged_for", ["cpu", "tpu"])
+def test_attention_takes_its_softmax_in_float32_under_bfloat16(arranged_for):
     """Scores near 300 that differ by 1/2: bfloat16 has them in steps of 2 and would see a tie."""
     identity = np.eye(2, dtype=np.float32)
     qkv = np.concatenate([identity, identity, identity], 1)
@@ -253,7 +256,8 @@ def test_attention_takes_its_softmax_in_float32_under_bfloat16():
     bias = np.asarray(
         [[[300.0, 300.5 + np.sqrt(0.5)], [0.0, 0.0]]], np.float32
     )  # the first token's scores: +sqrt(1/2), 0
-    y = layers.SelfAttention(1, dtype=jnp.bfloat16).apply({"params": params}, x, bias)
+    with platform.on(arranged_for):
+        y = SelfAttention(1, dtype=jnp.bfloat16).apply({"params": params}, x, bias)
     np.testing.assert_allclose(y[0, 0].astype(np.float32), 1 / (1 + np.exp([0.5, -0.5])), atol=2**-8)
 
 
