@@ -41,7 +41,7 @@ class Cost:
         gflop, gigabytes: 10⁹ operations; 10⁹ bytes to and from memory. Of a loop one round is counted.
         compute_s: of the operations at the chip's peak.
         memory_s: of the bytes at its bandwidth.
-        roofline_s: the compiler's bound, from both, operation by operation.
+        roofline_s: the compiler's bound, from both, operation by operation; the larger of the two where it gives none.
         estimated_s: the compiler's estimate: the sum over operations, without exchanges.
         exchanges_s: of all collectives at the speed of the links, at least: without latency.
         collectives, without_estimate: as in `hlo.Text`.
@@ -138,6 +138,9 @@ def cost_of(compiled: Compiled, on: Slice, *, of_step: bool) -> Cost:
     analysis, text = compiled.program.cost_analysis() or {}, hlo.read(compiled.program.as_text())
     chip = on.chip
     flops, bytes_ = analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)
+    compute_s, memory_s = flops / (1e12 * chip.peak_tflops), bytes_ / (1e9 * chip.hbm_gb_per_s)
+    # For each of these calls the compiler takes a second off, and for some that only unusual options bring.
+    bound = analysis.get("optimal_seconds", 0.0) + text.custom_calls.get("ConcatBitcast", 0)
     by_part: collections.Counter[str] = collections.Counter()
     by_layer: collections.Counter[tuple[str, str]] = collections.Counter()
     for name, cycles in text.by_name.items():
@@ -149,10 +152,9 @@ def cost_of(compiled: Compiled, on: Slice, *, of_step: bool) -> Cost:
         memory=_memory(compiled),
         gflop=flops / 1e9,
         gigabytes=bytes_ / 1e9,
-        compute_s=flops / (1e12 * chip.peak_tflops),
-        memory_s=bytes_ / (1e9 * chip.hbm_gb_per_s),
-        # For each of these calls the compiler takes a second off.
-        roofline_s=analysis.get("optimal_seconds", 0.0) + text.custom_calls.get("ConcatBitcast", 0),
+        compute_s=compute_s,
+        memory_s=memory_s,
+        roofline_s=bound if bound > 0 else max(compute_s, memory_s),
         estimated_s=text.cycles / (1e9 * chip.clock_ghz),
         exchanges_s=sum(exchange_s(each, on) for each in text.collectives),
         collectives=text.collectives,

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import mnist5k
 from dgkd_jax import losses, methods
 from dgkd_jax.errors import BadInput
-from dgkd_jax.methods import CE, DGKD, DKD, KD, METHODS, from_config, section_keys, sections_of
+from dgkd_jax.methods import CE, DGKD, DKD, KD, METHODS, from_config, names_of, section_keys, sections_of
 from dgkd_jax.methods.__main__ import table
 from dgkd_jax.methods.key import Key, keys_of
 from dgkd_jax.methods.progress import Progress
@@ -88,6 +89,11 @@ def loss_of(method, inputs, weights, teacher_logits, labels, progress=PROGRESS):
 def test_a_method_is_registered_under_its_own_name(name):
     assert METHODS[name].name == name
     assert set(sections_of(METHODS[name])) <= {*METHODS}
+
+
+def test_all_names_every_method_and_any_other_name_itself():
+    assert names_of(ConfigDict({"method": "all"})) == tuple(METHODS)
+    assert names_of(ConfigDict({"method": "my_code:Mine"})) == ("my_code:Mine",)
 
 
 def test_sections_are_those_of_a_method_and_of_what_it_is_made_of():

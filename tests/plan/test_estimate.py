@@ -74,6 +74,13 @@ def test_time_is_cycles_by_the_clock_and_the_bound_is_corrected(cost):
     assert cost.costliest[0] == (0.75, "student, forward", "fc dot")
 
 
+def test_a_bound_below_zero_is_none():
+    """As with all-reduces on the sparse cores of v6e: other calls take seconds off as well."""
+    program = Program(TEXT, flops=197e9, bytes_accessed=1638e6, optimal_seconds=0.002 - 20)
+    cost = estimate.cost_of(Compiled(program, 1.0), slices.named("v5e:4x4"), of_step=True)
+    assert cost.roofline_s == cost.memory_s == pytest.approx(0.002)
+
+
 def test_memory_counts_results_that_reuse_nothing(cost):
     assert (cost.memory.arguments, cost.memory.temporaries, cost.memory.results) == (2048, 3072, 512)
 
