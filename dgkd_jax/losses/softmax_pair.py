@@ -251,12 +251,18 @@ def _difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 def row_sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The sums of several arrays `[..., classes]` over the classes: `[...]` each.
 
-    In two stages of about √classes each: adding 131,072 float32 numbers one after the other loses three digits.
+    In two stages of about √classes each: adding 131,072 float32 numbers one after the other loses three digits. A TPU
+    adds them in 128 lanes of eight in any case, and two stages would have it write each array once more.
     """
-    return tuple(map(_row_sum, arrays))
+    chosen = functools.partial(jax.lax.platform_dependent, tpu=_in_one_stage, default=_in_two_stages)
+    return tuple(map(chosen, arrays))
 
 
-def _row_sum(array: jax.Array) -> jax.Array:
+def _in_one_stage(array: jax.Array) -> jax.Array:
+    return jnp.sum(array, axis=-1)
+
+
+def _in_two_stages(array: jax.Array) -> jax.Array:
     *leading, classes = array.shape
     length = max(1, int(classes**0.5))
     whole = classes // length * length
