@@ -162,10 +162,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _shapes(text: str) -> list[tuple[int, int]]:
+def shapes_of(text: str) -> list[tuple[int, int]]:
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", text) or re.search(r"x1(,|$)", text):
         raise BadInput(f"--shapes={text}: write BATCHxCLASSES,… with two classes or more, as {SHAPES}")
     return [tuple(map(int, part.split("x"))) for part in text.split(",")]
+
+
+def names_of(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in ours():
+            raise BadInput(f"--losses: no loss {name!r}; there are {', '.join(ours())}")
+    return names
 
 
 def main() -> None:
@@ -177,10 +185,7 @@ def main() -> None:
     arguments = parser.parse_args()
     report.use_cores(arguments.cores)
     report.check_output(arguments.output)
-    shapes, names = _shapes(arguments.shapes), arguments.losses.split(",")
-    for name in names:
-        if name not in ours():
-            raise BadInput(f"--losses: no loss {name!r}; there are {', '.join(ours())}")
+    shapes, names = shapes_of(arguments.shapes), names_of(arguments.losses)
     environment = report.environment("torch")
     try:
         import torch

@@ -1,5 +1,6 @@
 """What the benchmarks count and compute; never how fast anything is."""
 
+import importlib.util
 import json
 import runpy
 import subprocess
@@ -94,6 +95,18 @@ def test_losses_are_measured_without_torch_which_is_said(tmp_path):
     assert found["torch_over_ours"] is None
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler: extra plan")
+def test_losses_are_compiled_for_a_tpu(tmp_path):
+    """DGKD moves more than DKD, and both at least the logits of both sides and the gradient."""
+    output = tmp_path / "loss.json"
+    done = command("loss_tpu", "--shapes=256x1000", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    dkd, dgkd = json.loads(output.read_text())["losses"]
+    assert (dkd["loss"], dgkd["loss"]) == ("dkd", "dgkd")
+    assert 3 < dkd["arrays"] < dgkd["arrays"] < 40
+    assert 0 < dkd["ms"] < dgkd["ms"] < 1
+
+
 def test_stacked_cotangents_give_the_named_gradients_that_they_are_measured_against():
     random = np.random.default_rng(0)
     images, params = jnp.asarray(random.normal(size=(4, 3))), jnp.asarray(random.normal(size=(3, 2)))
@@ -118,6 +131,7 @@ def test_stacked_cotangents_give_the_named_gradients_that_they_are_measured_agai
         ("loss", "--shapes=64x1", "--shapes=64x1: write BATCHxCLASSES"),
         ("loss", "--losses=dkdd", "--losses: no loss 'dkdd'"),
         ("loss", "--output=nowhere/x.json", "--output=nowhere/x.json: no such folder"),
+        ("loss_tpu", "--topology=v5", "--topology=v5 is no name of a slice"),
         ("startup", "--runs=0", "--runs=0: must be 1 or more"),
         ("startup", "--student=resnet21", "--student:"),
         ("named_gradients", "--rounds=0", "--rounds=0: must be 1 or more"),
