@@ -1,5 +1,8 @@
 r"""Peers of KD whose terms are not parts of one partition: NKD, WTTM, DIST and MLKD. Notation: `dgkd_jax.losses`."""
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -182,12 +185,19 @@ def _levels(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
     }
 
 
-def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
-    r"""1 − ρ(a, b) along an axis, from a − b as `apart`, so that it keeps its digits where a is close to b.
+class _Centred(NamedTuple):
+    """Two vectors along an axis less their means, and what is known of them; 0 where they do not count."""
 
-    1 − ρ = (|a|·|b|·|w|²/2 + 1e-8) / (|a|·|b| + 1e-8), with a and b centred and w the difference of their directions:
-    w = (a − b − (|a| − |b|)·b/|b|) / |a| where a is the longer one, and |a| − |b| = (a − b)·(a + b) / (|a| + |b|).
-    """
+    a: jax.Array
+    b: jax.Array
+    apart: jax.Array  # a − b
+    of_a: jax.Array  # |a|; 1 where one of the two is constant
+    of_b: jax.Array
+    longer: jax.Array  # |a| − |b| = (a − b)·(a + b) / (|a| + |b|)
+    vary: jax.Array  # whether neither is constant
+
+
+def _centre(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> _Centred:
     number = jnp.maximum(jnp.sum(counts, axis=axis, keepdims=True), 1)
 
     def centred(x):
@@ -197,13 +207,36 @@ def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Arr
     a, b, apart = centred(a), centred(b), centred(apart)
     of_a, of_b = (jnp.expand_dims(_length(x, axis), axis) for x in (a, b))
     vary = (of_a > 0) & (of_b > 0)
-    safe_a, safe_b = (jnp.where(vary, length, 1.0) for length in (of_a, of_b))
-    longer = jnp.sum(apart * (a + b), axis=axis, keepdims=True) / (safe_a + safe_b)
-    of_shorter = jnp.where(safe_a > safe_b, b / safe_b, a / safe_a)
-    turned = (apart - longer * of_shorter) / jnp.where(safe_a > safe_b, safe_a, safe_b)
-    product = of_a * of_b
+    of_a, of_b = (jnp.where(vary, length, 1.0) for length in (of_a, of_b))
+    longer = jnp.sum(apart * (a + b), axis=axis, keepdims=True) / (of_a + of_b)
+    return _Centred(a, b, apart, of_a, of_b, longer, vary)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
+    r"""1 − ρ(a, b) along an axis, from a − b as `apart`, so that it keeps its digits where a is close to b.
+
+    1 − ρ = (|a|·|b|·|w|²/2 + 1e-8) / (|a|·|b| + 1e-8), with a and b centred and w the difference of their directions:
+    w = (a − b − (|a| − |b|)·b/|b|) / |a| where a is the longer one. 1 where one of the two is constant.
+
+    Differentiable in a; that `apart` moves with it is in the derivative, and b is a constant.
+    """
+    a, b, apart, of_a, of_b, longer, vary = _centre(a, b, apart, counts, axis)
+    of_shorter = jnp.where(of_a > of_b, b / of_b, a / of_a)
+    turned = (apart - longer * of_shorter) / jnp.where(of_a > of_b, of_a, of_b)
+    product = jnp.where(vary, of_a * of_b, 0.0)
     each = (0.5 * product * jnp.sum(turned**2, axis=axis, keepdims=True) + _GUARD) / (product + _GUARD)
     return jnp.squeeze(each, axis)
+
+
+@_decorrelation.defjvp
+def _decorrelation_derivative(axis, primals, tangents):
+    """By ∂ρ/∂a = (b − ρ·(|b|/|a|)·a) / (|a|·|b| + 1e-8), and b = a − apart, since a and b nearly cancel in it."""
+    each = _decorrelation(*primals, axis)
+    a, _, apart, of_a, of_b, longer, vary = _centre(*primals, axis)
+    rest = jnp.expand_dims(each, axis)
+    slope = (apart - (rest + (1 - rest) * longer / of_a) * a) / (of_a * of_b + _GUARD)
+    return each, jnp.sum(jnp.where(vary, slope, 0.0) * tangents[0], axis=axis)
 
 
 def _length(x: jax.Array, axis: int) -> jax.Array:

@@ -189,6 +189,31 @@ def test_float32_is_close_to_float64_near_the_teacher(name):
         np.testing.assert_allclose(ours, right, rtol=2e-5, atol=slack + 1e-5 * np.abs(right).max())
 
 
+def test_dists_derivatives_are_those_of_pearsons_correlations():
+    """The gradient in closed form, and its own derivative in both modes, against autodiff of the definition."""
+    student, teacher, labels = random_batch(6, 7)
+    along = random_batch(6, 7, seed=1)[0]
+
+    def of_definition(z):
+        p, q = (jax.nn.softmax(each / 4.0) for each in (z, jnp.asarray(teacher)))
+
+        def mean(p, q):
+            centred = [each - each.mean(-1, keepdims=True) for each in (p, q)]
+            norms = [jnp.sqrt((each**2).sum(-1)) for each in centred]
+            return (1 - (centred[0] * centred[1]).sum(-1) / (norms[0] * norms[1] + 1e-8)).mean()
+
+        return 16.0 * (2.0 * mean(p, q) + 2.0 * mean(p.T, q.T))
+
+    def derivatives(loss):
+        gradient = jax.grad(loss)
+        forward_over_reverse = jax.jvp(gradient, (student,), (along,))[1]
+        return gradient(student), forward_over_reverse, jax.grad(lambda z: jnp.sum(gradient(z) * along))(student)
+
+    found = derivatives(lambda z: call("dist", z, teacher, labels, **SETTINGS["dist"]))
+    for ours, expected in zip(found, derivatives(of_definition), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10 * np.abs(expected).max())
+
+
 @EACH
 def test_any_leading_shape_will_do(name):
     batch = random_batch(2, 3, 5)
