@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from dgkd_jax.report import figures, grouping, page, pictures, significance, work_directories
+from dgkd_jax.report import figures, grouping, page, pictures, significance, untrusted, work_directories
 
 _MOST_BARS = len(figures.COLOURS)  # groups in one figure of bars
 
@@ -80,10 +80,10 @@ def _accuracies(groups: Sequence[grouping.Group]) -> tuple[list[Accuracies], dic
         by_run = []
         for run in group.runs:
             student = {name: each.summary["student"].get("accuracy") for name, each in run.evaluations.items()}
-            by_run.append({name: value for name, value in student.items() if work_directories.is_number(value)})
+            by_run.append({name: value for name, value in student.items() if untrusted.is_number(value)})
             for name, each in run.evaluations.items():
                 accuracy = (each.summary.get("teacher") or {}).get("accuracy")
-                if work_directories.is_number(accuracy):
+                if untrusted.is_number(accuracy):
                     teacher.setdefault(name, accuracy)
         if any(by_run):
             measured.append(Accuracies(place, group.label, [values for values in by_run if values]))

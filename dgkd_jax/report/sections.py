@@ -7,7 +7,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dgkd_jax.methods import TERM_UNITS, needs_teacher
-from dgkd_jax.report import figures, grouping, page, per_example, robustness, significance, tables, work_directories
+from dgkd_jax.report import (
+    evaluations,
+    figures,
+    grouping,
+    metric_lines,
+    page,
+    per_example,
+    robustness,
+    significance,
+    tables,
+    untrusted,
+    work_directories,
+)
 from dgkd_jax.report.figures import Curve
 
 # A function: (file's name, figure) -> SVG.
@@ -65,7 +77,7 @@ def sections(
     def rows_of(run: work_directories.Run) -> dict[str, Any]:
         key = str(run.path)
         if key not in arrays:
-            arrays[key] = work_directories.arrays(run.evaluations["clean"]) if "clean" in run.evaluations else {}
+            arrays[key] = evaluations.arrays(run.evaluations["clean"]) if "clean" in run.evaluations else {}
         return arrays[key]
 
     def section(name: str, title: str, make: Callable[..., str], *arguments: Any) -> page.Section:
@@ -138,7 +150,7 @@ def _unfinished(run: work_directories.Run) -> str:
 def _thinned(run: work_directories.Run) -> str:
     return (
         f"{run.path}: {run.thinned:,} of its lines in metrics.jsonl are not in the curves: of each kind they show "
-        f"up to {work_directories.MOST_LINES:,}, evenly chosen, with the first, the last and the most accurate."
+        f"up to {metric_lines.MOST_LINES:,}, evenly chosen, with the first, the last and the most accurate."
     )
 
 
@@ -146,7 +158,7 @@ def _chance_of_the_split(groups: Sequence[grouping.Group]) -> str:
     """A sentence on the binomial standard error of an accuracy on this evaluation split."""
     sizes = {(run.result.get("evaluation") or {}).get("examples") for group in groups for run in group.finished}
     values = [value for group in groups for value in tables.accuracies(group).values()]
-    if len(sizes) != 1 or not values or not work_directories.is_number(size := sizes.pop()) or size < 1:
+    if len(sizes) != 1 or not values or not untrusted.is_number(size := sizes.pop()) or size < 1:
         return ""
     mean = significance.mean_and_deviation(values)[0]
     return page.paragraph(
@@ -176,7 +188,7 @@ def _teachers_accuracy(
 ) -> tuple[str, float] | None:
     """Label and value of a line in the accuracy figure, if there is one teacher."""
     values = {(run.result.get("teacher") or {}).get("last_accuracy") for group in groups for run in group.finished}
-    values = {value for value in values if work_directories.is_number(value)}
+    values = {value for value in values if untrusted.is_number(value)}
     values = values or {
         value for run in teachers if (value := work_directories.of_student(run, "last_accuracy")) is not None
     }

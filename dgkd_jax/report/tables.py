@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dgkd_jax.report import figures, grouping, page, significance, work_directories
+from dgkd_jax.report import figures, grouping, page, significance, untrusted, work_directories
 from dgkd_jax.runs.record import duration
 
 _BASELINES = ("dkd", "kd", "ce")
@@ -117,7 +117,7 @@ def teachers_of(
             section = run.result.get("teacher") or {}
             accuracies_of = [section.get(key) for key in ("last_accuracy", "best_accuracy")]
             model = section.get("model") if isinstance(section.get("model"), str) else ""
-            last, best = (value if work_directories.is_number(value) else None for value in accuracies_of)
+            last, best = (value if untrusted.is_number(value) else None for value in accuracies_of)
             if last is not None and not any((each.model, each.last) == (model, last) for each in found):
                 found[Teacher(model, last, best)] = None
     return found
@@ -263,7 +263,7 @@ def _run(label: str, run: work_directories.Run, *, told: dict[str, Any] | None =
     parameters, seconds = (
         (told or {}).get(key, work_directories.of_student(run, key)) for key in ("parameters", "seconds")
     )
-    parameters, seconds = (value if work_directories.is_number(value) else None for value in (parameters, seconds))
+    parameters, seconds = (value if untrusted.is_number(value) else None for value in (parameters, seconds))
     return [
         page.shortened(run.name, 60),
         page.shortened(label, 60),

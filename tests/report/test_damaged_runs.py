@@ -14,7 +14,17 @@ import pytest
 from etils import epath
 from synthetic_runs import write_evaluation, write_run
 
-from dgkd_jax.report import compose, figures, grouping, per_example, sections, tables, work_directories
+from dgkd_jax.report import (
+    compose,
+    evaluations,
+    figures,
+    grouping,
+    metric_lines,
+    per_example,
+    sections,
+    tables,
+    work_directories,
+)
 
 DEEP = "[" * 900 + "]" * 900
 VALUES = {
@@ -168,7 +178,7 @@ def test_arrays_that_are_no_archive_are_none(whole, quick, tmp_path, content):
         at = content.index(b"PK\x01\x02")
         content[at + 24 : at + 28] = b"\xf0\xff\xff\xff"
     file.write_bytes(content)
-    assert work_directories.arrays(work_directories.read(epath.Path(path)).evaluations["clean"]) == {}
+    assert evaluations.arrays(work_directories.read(epath.Path(path)).evaluations["clean"]) == {}
     whole_page(path, output=tmp_path / "out")
 
 
@@ -258,7 +268,7 @@ def lines_of(path, count, *, kind="train"):
 
 
 @pytest.mark.parametrize("kind", ["train", "eval"])
-@pytest.mark.parametrize("count", [work_directories.MOST_LINES - 2, 20_000])
+@pytest.mark.parametrize("count", [metric_lines.MOST_LINES - 2, 20_000])
 def test_of_a_long_file_some_thousands_of_lines_are_kept_evenly(whole, tmp_path, kind, count):
     run = lines_of(copied(whole, tmp_path / "dgkd-seed0"), count, kind=kind)
     kept = run.train if kind == "train" else run.evals
@@ -267,11 +277,11 @@ def test_of_a_long_file_some_thousands_of_lines_are_kept_evenly(whole, tmp_path,
     assert steps == sorted(set(steps))
     assert set(kept[0]) == {"step", "loss", "accuracy"}
     assert run.thinned == count - len(kept)
-    if count < work_directories.MOST_LINES:
+    if count < metric_lines.MOST_LINES:
         assert run.thinned == 0
         return
-    assert work_directories.MOST_LINES / 2 - 1 <= len(kept) <= work_directories.MOST_LINES
-    assert max(b - a for a, b in itertools.pairwise(steps)) <= 2 * count / (work_directories.MOST_LINES / 2)
+    assert metric_lines.MOST_LINES / 2 - 1 <= len(kept) <= metric_lines.MOST_LINES
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 2 * count / (metric_lines.MOST_LINES / 2)
     assert max(line["accuracy"] for line in kept) == 0.9
     assert run.last_step == count
 
@@ -281,7 +291,7 @@ def test_lines_that_were_not_kept_are_said_on_the_page(whole, quick, tmp_path):
     run = lines_of(path, 10_000)
     text = whole_page(path, output=tmp_path / "out")
     assert f"{path}: {run.thinned:,} of its lines in metrics.jsonl are not in the curves" in text
-    assert f"up to {work_directories.MOST_LINES:,}" in text
+    assert f"up to {metric_lines.MOST_LINES:,}" in text
 
 
 def test_a_repeated_step_counts_as_it_was_written_last(whole, tmp_path):
@@ -292,11 +302,11 @@ def test_a_repeated_step_counts_as_it_was_written_last(whole, tmp_path):
             file.writelines(f'{{"step": {s}, "kind": "train", "loss": {value}}}\n' for s in range(1, count + 1))
     run = work_directories.read(epath.Path(path))
     assert {line["loss"] for line in run.train} == {2.0}
-    assert len(run.train) <= work_directories.MOST_LINES
+    assert len(run.train) <= metric_lines.MOST_LINES
 
 
 def test_a_line_of_megabytes_is_one_damaged_line(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(work_directories, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(metric_lines, "_LONGEST_LINE", 1000)
     path = copied(whole, tmp_path / "dgkd-seed0")
     before = work_directories.read(epath.Path(path))
     content = (path / "metrics.jsonl").read_text().splitlines()
@@ -315,4 +325,4 @@ def test_what_is_kept_of_a_line_is_what_the_page_shows():
                        sections._COLLAPSE)
         for curve in curves
     ]  # fmt: skip
-    assert {*drawn, *(key for key, *_ in tables._LAST)} == work_directories.METRICS
+    assert {*drawn, *(key for key, *_ in tables._LAST)} == metric_lines.METRICS

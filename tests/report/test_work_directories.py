@@ -7,7 +7,7 @@ from etils import epath
 from synthetic_runs import write_evaluation, write_run
 
 from configs import default
-from dgkd_jax.report import grouping, work_directories
+from dgkd_jax.report import evaluations, grouping, work_directories
 
 
 def read(path):
@@ -81,9 +81,9 @@ def test_evaluations_are_read_by_the_name_of_their_data_and_damaged_arrays_are_n
     write_evaluation(path, "noised-8", accuracy=0.8)
     evaluation = read(path).evaluations["noised-8"]
     assert evaluation.summary["student"]["accuracy"] == 0.8
-    assert len(work_directories.arrays(evaluation)["label"]) == 400
+    assert len(evaluations.arrays(evaluation)["label"]) == 400
     (path / "evaluations" / "noised-8.npz").write_bytes(b"PK\x03\x04 cut")
-    assert work_directories.arrays(evaluation) == {}
+    assert evaluations.arrays(evaluation) == {}
 
 
 def test_runs_that_differ_in_seed_and_places_are_one_group(tmp_path):
