@@ -185,19 +185,21 @@ def _levels(inputs: checks.Inputs, temperature: float) -> dict[str, jax.Array]:
     }
 
 
-class _Centred(NamedTuple):
-    """Two vectors along an axis less their means, and what is known of them; 0 where they do not count."""
+class _Pair(NamedTuple):
+    """Two vectors along an axis, less their means where they count; 0 where they do not."""
 
     a: jax.Array
-    b: jax.Array
-    apart: jax.Array  # a − b
     of_a: jax.Array  # |a|; 1 where one of the two is constant
     of_b: jax.Array
-    longer: jax.Array  # |a| − |b| = (a − b)·(a + b) / (|a| + |b|)
+    turned: jax.Array  # a/|a| − b/|b|
     vary: jax.Array  # whether neither is constant
 
 
-def _centre(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> _Centred:
+def _centred(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> _Pair:
+    r"""a and b, with the difference of their directions from a − b as `apart`, so that it keeps its digits.
+
+    It is (a − b − (|a| − |b|)·b/|b|) / |a| where a is the longer one, and |a| − |b| = (a − b)·(a + b) / (|a| + |b|).
+    """
     number = jnp.maximum(jnp.sum(counts, axis=axis, keepdims=True), 1)
 
     def centred(x):
@@ -209,33 +211,29 @@ def _centre(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axi
     vary = (of_a > 0) & (of_b > 0)
     of_a, of_b = (jnp.where(vary, length, 1.0) for length in (of_a, of_b))
     longer = jnp.sum(apart * (a + b), axis=axis, keepdims=True) / (of_a + of_b)
-    return _Centred(a, b, apart, of_a, of_b, longer, vary)
+    of_shorter = jnp.where(of_a > of_b, b / of_b, a / of_a)
+    return _Pair(a, of_a, of_b, (apart - longer * of_shorter) / jnp.maximum(of_a, of_b), vary)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _decorrelation(a: jax.Array, b: jax.Array, apart: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
-    r"""1 − ρ(a, b) along an axis, from a − b as `apart`, so that it keeps its digits where a is close to b.
+    r"""1 − ρ(a, b) along an axis, from a − b as `apart`; 1 where one of the two is constant.
 
-    1 − ρ = (|a|·|b|·|w|²/2 + 1e-8) / (|a|·|b| + 1e-8), with a and b centred and w the difference of their directions:
-    w = (a − b − (|a| − |b|)·b/|b|) / |a| where a is the longer one. 1 where one of the two is constant.
-
-    Differentiable in a; that `apart` moves with it is in the derivative, and b is a constant.
+    1 − ρ = (|a|·|b|·|w|²/2 + 1e-8) / (|a|·|b| + 1e-8), with a and b centred and w the difference of their directions.
+    Differentiable in a: that `apart` moves with it is in the derivative, and b is a constant.
     """
-    a, b, apart, of_a, of_b, longer, vary = _centre(a, b, apart, counts, axis)
-    of_shorter = jnp.where(of_a > of_b, b / of_b, a / of_a)
-    turned = (apart - longer * of_shorter) / jnp.where(of_a > of_b, of_a, of_b)
-    product = jnp.where(vary, of_a * of_b, 0.0)
-    each = (0.5 * product * jnp.sum(turned**2, axis=axis, keepdims=True) + _GUARD) / (product + _GUARD)
+    pair = _centred(a, b, apart, counts, axis)
+    product = jnp.where(pair.vary, pair.of_a * pair.of_b, 0.0)
+    each = (0.5 * product * jnp.sum(pair.turned**2, axis=axis, keepdims=True) + _GUARD) / (product + _GUARD)
     return jnp.squeeze(each, axis)
 
 
 @_decorrelation.defjvp
 def _decorrelation_derivative(axis, primals, tangents):
-    """By ∂ρ/∂a = (b − ρ·(|b|/|a|)·a) / (|a|·|b| + 1e-8), and b = a − apart, since a and b nearly cancel in it."""
+    """By −∂ρ/∂a = |b|·(ρ·a/|a| − b/|b|) / (|a|·|b| + 1e-8) = |b|·(w − (1 − ρ)·a/|a|) / (|a|·|b| + 1e-8)."""
     each = _decorrelation(*primals, axis)
-    a, _, apart, of_a, of_b, longer, vary = _centre(*primals, axis)
-    rest = jnp.expand_dims(each, axis)
-    slope = (apart - (rest + (1 - rest) * longer / of_a) * a) / (of_a * of_b + _GUARD)
+    a, of_a, of_b, turned, vary = _centred(*primals, axis)
+    slope = (turned - jnp.expand_dims(each, axis) * a / of_a) * (of_b / (of_a * of_b + _GUARD))
     return each, jnp.sum(jnp.where(vary, slope, 0.0) * tangents[0], axis=axis)
 
 

@@ -29,8 +29,6 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """`bias` is added to the scores before the softmax; it must broadcast to [..., heads, tokens, tokens]."""
-        channels = x.shape[-1]
-        qkv, proj = _Leaves(3 * channels, name="qkv")(channels), _Leaves(channels, name="proj")(channels)
         wide = layers.at_least_float32(self.dtype)
         product = partial(jnp.einsum, precision=layers.full_precision(self.dtype))
 
@@ -40,8 +38,14 @@ class SelfAttention(nn.Module):
                 logits = logits + bias.astype(wide)
             return product(mix, nn.softmax(logits).astype(self.dtype), v)
 
-        arranged = _heads_first if platform.current() == "tpu" else _tokens_first
-        return arranged(x.astype(self.dtype), qkv, proj, heads=self.heads, attend=attend)
+        *leading, tokens, channels = x.shape
+        if platform.current() == "tpu":
+            qkv, proj = _Leaves(3 * channels, name="qkv")(channels), _Leaves(channels, name="proj")(channels)
+            return _heads_first(x.astype(self.dtype), qkv, proj, heads=self.heads, attend=attend)
+        qkv = layers.Linear(3 * channels, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(*leading, tokens, 3, self.heads, -1), -3, 0)
+        mixed = attend("...qhc,...khc->...hqk", "...hqk,...khc->...qhc", q, k, v)
+        return layers.Linear(channels, dtype=self.dtype, name="proj")(mixed.reshape(x.shape))
 
 
 class _Leaves(nn.Module):
@@ -58,18 +62,10 @@ class _Leaves(nn.Module):
 _Linear = tuple[jax.Array, jax.Array]
 
 
-def _tokens_first(x: jax.Array, qkv: _Linear, proj: _Linear, *, heads: int, attend: Callable[..., jax.Array]):
-    """Heads beside their channels, as the linear layers leave them: [..., tokens, heads, size]."""
-    *leading, tokens, _ = x.shape
-    q, k, v = jnp.moveaxis(layers.linear(x, *qkv).reshape(*leading, tokens, 3, heads, -1), -3, 0)
-    mixed = attend("...qhc,...khc->...hqk", "...hqk,...khc->...qhc", q, k, v)
-    return layers.linear(mixed.reshape(x.shape), *proj)
-
-
 def _heads_first(x: jax.Array, qkv: _Linear, proj: _Linear, *, heads: int, attend: Callable[..., jax.Array]):
-    """Arrays [..., heads, tokens, size], made and joined by the linear layers themselves.
+    """Attention with arrays [..., heads, tokens, size], which the linear layers themselves make and join.
 
-    A TPU's compiler copies the other form's arrays to this arrangement, which takes as long as the products.
+    A TPU's compiler would copy [..., tokens, heads, size] to this arrangement, which takes as long as the products.
     """
     channels, dtype = x.shape[-1], x.dtype
     multiply = partial(jnp.einsum, precision=layers.full_precision(dtype))

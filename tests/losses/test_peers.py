@@ -214,6 +214,16 @@ def test_dists_derivatives_are_those_of_pearsons_correlations():
         np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10 * np.abs(expected).max())
 
 
+def test_dists_gradient_keeps_its_digits_where_columns_differ_in_length_by_magnitudes():
+    """A class that only one side gives a probability: its column is all but 0 on the other."""
+    student, teacher, labels = random_batch(16, 100, scale=9.0)
+    settings = SETTINGS["dist"] | {"temperature": 1.0}
+    _, exact = both("dist", student, teacher, labels, **settings)
+    with jax.enable_x64(False):
+        _, found = both("dist", *(each.astype("float32") for each in (student, teacher)), labels, **settings)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=5e-5 * np.abs(exact).max())
+
+
 @EACH
 def test_any_leading_shape_will_do(name):
     batch = random_batch(2, 3, 5)

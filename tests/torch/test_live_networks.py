@@ -101,7 +101,7 @@ def test_what_is_no_module_shows_in_its_block(monkeypatch, capsys, tmp_path):
 
     first, out = _first_miss(monkeypatch, capsys, tmp_path, change, "--name=swin_s", "--image_size=32")
     assert first == "features_1_1/norm2"  # the first thing behind the attention that is a module of both
-    assert "48 layers are no modules that PyTorch calls, and show in the next one: features_1_0/attn/proj" in out
+    assert "48 layers are no modules that both call, and show in the next one: features_1_0/attn/proj" in out
 
 
 @pytest.mark.parametrize(
