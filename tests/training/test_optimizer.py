@@ -103,6 +103,13 @@ def test_step_schedule_drops_at_the_start_of_each_milestone_epoch():
         np.testing.assert_allclose(rate(step), value, rtol=1e-6)
 
 
+def test_two_milestones_in_one_step_both_count():
+    """As where a schedule is scaled to a few short epochs."""
+    section = schedule_section(milestones=(1.0, 1.1, 2.0))
+    rate = learning_rate_schedule(section, peak=0.05, steps_per_epoch=4, total_steps=20)
+    np.testing.assert_allclose([rate(step) for step in (3, 4, 8)], [0.05, 5e-4, 5e-5], rtol=1e-6)
+
+
 def test_cosine_schedule_goes_from_the_peak_through_half_of_it_to_zero():
     rate = learning_rate_schedule(schedule_section(name="cosine"), peak=0.2, steps_per_epoch=10, total_steps=100)
     np.testing.assert_allclose([rate(0), rate(50), rate(100)], [0.2, 0.1, 0.0], atol=1e-8)
