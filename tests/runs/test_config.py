@@ -220,6 +220,25 @@ def test_only_keys_that_change_the_result_make_another_run(change, same):
             rules.check_same_run(rules.identity(one), other, workdir="w")
 
 
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"log_every": 7}, True),
+        ({"optimizer.learning_rate": 0.2}, True),
+        ({"dgkd.epsilon": 0.2}, True),
+        ({"seed": 1}, False),
+        ({"batch_size": 64}, False),
+        ({"matmul_precision": "highest"}, False),
+        ({"data.augment": "none"}, False),
+        ({"teacher.mean": (0.5,), "teacher.std": (0.5,)}, False),
+    ],
+)
+def test_the_teachers_logits_are_others_where_its_batches_or_its_arithmetic_are(change, same):
+    """What decides a cache of them; whatever the student is taught by, one cache serves."""
+    one, other = (rules.identity_of_batches(config) for config in (mnist5k.get_config(), resolved(**change)))
+    assert (one == other) == same
+
+
 # Another value of these makes no other run: the same numbers all the same.
 DECIDES_NOTHING = {
     "compiler_options",
