@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 
 _wide: contextvars.ContextVar[bool] = contextvars.ContextVar("wide", default=False)
 
@@ -25,14 +26,14 @@ def summed_in_parameters_dtype() -> Iterator[None]:
 
 
 def product(multiply: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`multiply(x, kernel)` in the dtype of x; the kernel's gradient is summed as is asked for.
+    """`multiply(x, kernel)` in the dtype of x; where the kernel's is wider, its gradient is summed as is asked for.
 
     Args:
         multiply: linear in each argument, for two arrays of one dtype.
         x: in the dtype of the computation.
         kernel: a parameter, in its own dtype.
     """
-    if kernel.dtype == x.dtype or not _wide.get():
+    if jnp.promote_types(x.dtype, kernel.dtype) == x.dtype or not _wide.get():
         return multiply(x, kernel.astype(x.dtype))
     return _with_wide_gradient(multiply)(x, kernel)
 

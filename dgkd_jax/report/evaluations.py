@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from dgkd_jax.report.untrusted import is_number, json_object, text_of
+from dgkd_jax.report.untrusted import LARGEST, is_number, json_object, text_of
 
-_LARGEST = 1e100  # of an embedding's coordinates
 _MOST_CLASSES = 1_000_000
 _MOST_ARRAY_BYTES = 4 << 30  # of one evaluation
 
@@ -72,7 +71,7 @@ def arrays(evaluation: Evaluation) -> dict[str, np.ndarray]:
         and embedding is not None
         and embedding.dtype.kind == "f"
         and embedding.shape == (len(of), 2)
-        and bool((np.abs(embedding.astype(np.float64)) < _LARGEST).all())
+        and bool((np.abs(embedding.astype(np.float64)) < LARGEST).all())
     ):
         fine |= {"embedding": embedding, "embedding_label": of}
     for who, needed in (("student", "student"), ("teacher", "student"), ("teacher", "teacher")):

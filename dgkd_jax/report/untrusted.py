@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-_LARGEST = 1e100  # a number beyond it is damage; float32 ends at 3e38
+LARGEST = 1e100  # a number beyond it is damage; float32 ends at 3e38
 _DEEPEST = 20  # nesting of JSON
 _LONGEST_TEXT = 500  # characters of a text from a file, such as an error
 
@@ -45,4 +45,4 @@ def is_count(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number, below 1e100; NaN and infinities were logged as null."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST

@@ -258,8 +258,8 @@ _MACHINE_KEYS = {
     ),
     "gradient_sums": Key(
         "auto",
-        "of kernels, over pixels and devices: float32 | compute, as student.dtype, half the bytes between devices; "
-        "auto = float32 on TPU",
+        "dtype in which kernels' gradients are summed over pixels and devices: float32 | compute (student.dtype: half "
+        "the bytes between devices) | auto = float32 on TPU, else compute",
         one_of("auto", "float32", "compute"),
     ),
     "join_timeout_s": Key(300, "seconds that processes wait for each other at the start", COUNT, decides="nothing"),

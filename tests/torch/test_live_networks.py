@@ -12,6 +12,7 @@ import torchvision
 from pytorchcv.models import resnet, resnet_cifar
 
 from dgkd_jax import models, torch_port
+from dgkd_jax.models import platform
 from dgkd_jax.parity import __main__ as command
 from dgkd_jax.parity import model as comparison
 from dgkd_jax.parity import torch_networks, torch_reference
@@ -93,6 +94,14 @@ def test_another_epsilon_is_named(monkeypatch, capsys, tmp_path):
     first, out = _first_miss(monkeypatch, capsys, tmp_path, change, "--name=wrn_16_2")
     assert first == "block3_0/bn1"
     assert "in PyTorch features.stage3.unit1.body.conv1.bn" in out
+
+
+def test_in_a_tpus_form_attention_shows_in_its_block(capsys):
+    """There its linear layers have no output of their own; everywhere else a layer without one is an error."""
+    with platform.on("tpu"):
+        assert command.main(["model", "--name=vit_tiny_patch16_224", "--image_size=64"]) == 0
+    note = "24 layers are no modules that both call, and show in the next one: blocks_0/attn/proj"
+    assert note in capsys.readouterr().out
 
 
 def test_what_is_no_module_shows_in_its_block(monkeypatch, capsys, tmp_path):
