@@ -257,7 +257,7 @@ def test_09_the_only_stationary_point_is_the_teachers_solution(classes):
         x = split(flat.reshape(z[:16].shape), v[:16], labels[:16], 2.0)
         return Closed.coupling(x).sum(), Closed.coupling_gradient(x).ravel()
 
-    ended = optimize.minimize(of_all, z[:16].ravel(), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-10}).x
+    ended = optimize.minimize(of_all, z[:16].ravel(), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-12}).x
     gap = ended.reshape(z[:16].shape) - v[:16]
     assert np.abs(gap - gap.mean(-1, keepdims=True)).max() < 1e-6
 
