@@ -91,12 +91,12 @@ def _convolve(
 ) -> jax.Array:
     """Choose the convolution that is fast on the platform; only this function does so."""
     by_library = partial(cpu_convolution.by_library, stride=stride, padding=padding, groups=groups)
-    if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
+    if onednn.takes(x, kernel, padding=padding, groups=groups):
+        cpu = partial(onednn.convolution, stride=stride, padding=padding)
+    elif kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
         cpu = partial(cpu_convolution.pointwise, stride=stride, groups=groups)
     elif groups == x.shape[-1] == kernel.shape[-1]:
         cpu = lambda x, kernel: cpu_convolution.depthwise(x, kernel, stride, padding)  # noqa: E731
-    elif onednn.takes(x, kernel, padding=padding, groups=groups):
-        cpu = partial(onednn.convolution, stride=stride, padding=padding)
     else:
         return by_library(x, kernel)
     return _choose_form.get()(x, kernel, cpu=cpu, default=by_library)
