@@ -91,12 +91,14 @@ TERM_UNITS: dict[str, str] = {
 
 
 def names_of(config: Any) -> tuple[str, ...]:
-    """The methods that `config.method` names: one, or all."""
-    return tuple(METHODS) if config.method == "all" else (config.method,)
+    """The methods that `config.method` names: one, several with commas between them, or all."""
+    if own_code.is_own(config.method):
+        return (config.method,)
+    return tuple(METHODS) if config.method == "all" else tuple(config.method.split(","))
 
 
 def needs_teacher(name: str) -> bool:
-    """Whether this method has a teacher; true for `all`, an import path, and a name that this version does not know."""
+    """Whether this has a teacher; true for several, an import path, and a name that this version does not know."""
     return name not in METHODS or METHODS[name].needs_teacher
 
 

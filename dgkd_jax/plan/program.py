@@ -26,8 +26,8 @@ def described(config: ConfigDict) -> Description:
     Raises:
         BadInput: the method is `all`, of which each has another program; or as `describe`.
     """
-    if config.method == "all":
-        raise BadInput("config.method=all: a plan is of one method; give --config.method=dgkd, for example")
+    if len(methods.names_of(config)) > 1:
+        raise BadInput(f"config.method={config.method}: a plan is of one; give --config.method=dgkd, for example")
     return describe(config.data)
 
 

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dgkd_jax.errors import BadInput, closest, did_you_mean
-from dgkd_jax.methods import METHODS, sections_of
+from dgkd_jax.methods import METHODS, names_of, sections_of
 from dgkd_jax.methods.key import Key
 from dgkd_jax.runs.default import KEYS, READ_BY_OPTIMIZERS
 
@@ -88,7 +88,7 @@ def check_read(overrides: Iterable[str], config: ConfigDict) -> None:
 
     Args:
         overrides: keys, from `parse`.
-        config: validated; the method `all` reads every section.
+        config: validated; several methods read the sections of each of them.
 
     Raises:
         BadInput: names the key, and the key that the method reads instead if there is one.
@@ -100,14 +100,12 @@ def check_read(overrides: Iterable[str], config: ConfigDict) -> None:
                 f"config.{key} would change nothing: config.optimizer.name={optimizer} does not read it, "
                 f"{' and '.join(READ_BY_OPTIMIZERS[key])} would"
             )
-    if method == "all":
-        return
-    read = sections_of(METHODS[method]) if method in METHODS else ()
+    read = {section for name in names_of(config) if name in METHODS for section in sections_of(METHODS[name])}
     for key in overrides:
         section, _, name = key.partition(".")
         if section not in METHODS or section in read:
             continue
-        instead = [f"{other}.{name}" for other in read if f"{other}.{name}" in KEYS]
+        instead = [f"{other}.{name}" for other in METHODS if other in read and f"{other}.{name}" in KEYS]
         way_out = f"method {method} reads config.{instead[0]}" if instead else f"method {method} does not read it"
         raise BadInput(f"config.{key} would change nothing: {way_out}. Or give --config.method={section}")
 

@@ -69,7 +69,7 @@ def validate(config: ConfigDict, *, method: methods.Method | None = None) -> Non
         raise BadInput(
             f"config.batch_norm_groups={config.batch_norm_groups} must divide batch_size={config.batch_size}"
         )
-    if config.method in ("dgkd", "all") and config.dgkd.wrt == "own_logits" and config.dgkd.distance != "mse":
+    if "dgkd" in methods.names_of(config) and config.dgkd.wrt == "own_logits" and config.dgkd.distance != "mse":
         raise BadInput(
             f"config.dgkd.distance={config.dgkd.distance} compares two gradients coordinate by coordinate, and with "
             "config.dgkd.wrt=own_logits they have none in common; take config.dgkd.distance=mse"

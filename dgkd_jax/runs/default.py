@@ -35,6 +35,16 @@ def _or_own(names: tuple[str, ...], allowed: str) -> Rule:
     return Rule(lambda value: value in names or own_code.is_own(value), f"{allowed}, or {own_code.ALLOWED}", names)
 
 
+def _are_methods(value: object) -> bool:
+    names = value.split(",") if isinstance(value, str) else []
+    return value == "all" or own_code.is_own(value) or (set(names) <= set(METHODS) and len(names) == len({*names}) > 0)
+
+
+_METHODS = Rule(
+    _are_methods,
+    f"'all', or one or several of {', '.join(map(repr, METHODS))} with commas between them, or {own_code.ALLOWED}",
+    (*METHODS, "all"),
+)
 _MODEL = _or_own(models.NAMES, "a name of dgkd_jax.models.NAMES")
 _DTYPE = one_of("auto", "float32", "bfloat16", "float64")
 _SIDE = Rule(
@@ -79,8 +89,8 @@ _RUN_KEYS = {
     "note": Key("", "a line that the run prints when it starts: where its recipe comes from", TEXT, decides="nothing"),
     "method": Key(
         "dgkd",
-        f"{' | '.join(METHODS)}, or all: each in turn, then one table; or an own one",
-        _or_own((*METHODS, "all"), f"one of {', '.join(map(repr, (*METHODS, 'all')))}"),
+        f"{' | '.join(METHODS)}; several, as in kd,dkd, or all: each in turn, then one table; or an own one",
+        _METHODS,
     ),
     "seed": Key(0, "student's initial weights, order of the data and augmentation", whole_number(0, 2**31 - 1)),
     # the student, the teacher and the data

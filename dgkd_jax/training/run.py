@@ -51,11 +51,11 @@ def train_students(
     given: Given = NOTHING,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Finished]:
-    """Distil by `config.method` (`all`: by each method in turn), reusing the results of earlier runs.
+    """Distil by `config.method` (of several by each in turn), reusing the results of earlier runs.
 
     Args:
         config: validated.
-        workdir: the run's folder; for `all` the parent of one folder per method. None: runs/NAME/METHOD-seedSEED.
+        workdir: the run's folder; of several methods the parent of one folder each. None: runs/NAME/METHOD-seedSEED.
         given: objects in place of the config's names.
         stop: as for `loop.fit`.
 
@@ -168,7 +168,7 @@ def _target(config: ConfigDict, method: str, workdir: str | None) -> epath.Path:
     folder = f"{own_code.plain_name(method)}-seed{config.seed}"
     if workdir is None:
         return root_of(config) / folder
-    return epath.Path(workdir) / (folder if config.method == "all" else "")
+    return epath.Path(workdir) / (folder if len(names_of(config)) > 1 else "")
 
 
 def _check_present(config: ConfigDict, *, needs_teacher: bool) -> None:

@@ -91,9 +91,18 @@ def test_a_method_is_registered_under_its_own_name(name):
     assert set(sections_of(METHODS[name])) <= {*METHODS}
 
 
-def test_all_names_every_method_and_any_other_name_itself():
-    assert names_of(ConfigDict({"method": "all"})) == tuple(METHODS)
-    assert names_of(ConfigDict({"method": "my_code:Mine"})) == ("my_code:Mine",)
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("all", tuple(METHODS)),
+        ("kd", ("kd",)),
+        ("dkd,ce", ("dkd", "ce")),
+        ("my_code:Mine", ("my_code:Mine",)),
+        ("my_code:Mine(width=8,depth=2)", ("my_code:Mine(width=8,depth=2)",)),
+    ],
+)
+def test_a_config_names_one_method_or_several_or_all(text, names):
+    assert names_of(ConfigDict({"method": text})) == names
 
 
 def test_sections_are_those_of_a_method_and_of_what_it_is_made_of():

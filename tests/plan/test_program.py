@@ -128,7 +128,8 @@ def test_a_set_that_only_its_files_describe_is_a_line_with_the_keys():
     ("changes", "target", "message"),
     [
         ({"batch_size": 12}, "train", r"batch_size=12 must be a multiple of the number of devices, 8"),
-        ({"method": "all"}, "train", r"config.method=all: a plan is of one method"),
+        ({"method": "all"}, "train", r"config.method=all: a plan is of one;"),
+        ({"method": "kd,dkd"}, "train", r"config.method=kd,dkd: a plan is of one;"),
         ({"method": "ce"}, "teacher", r"--target=teacher: method ce has none"),
     ],
 )

@@ -74,7 +74,11 @@ def resolved(**changes) -> ConfigDict:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("method", "dkg", "config.method='dkg' is not allowed: one of 'ce', 'kd'.*did you mean 'dkd'"),
+        ("method", "dkg", "config.method='dkg' is not allowed: 'all', or one or several of 'ce'.*did you mean 'dkd'"),
+        ("method", "kd,dkg", "config.method='kd,dkg' is not allowed: 'all', or one or several of 'ce', 'kd'"),
+        ("method", "kd,kd", "config.method='kd,kd' is not allowed"),
+        ("method", "kd,", "config.method='kd,' is not allowed"),
+        ("method", "kd,all", "config.method='kd,all' is not allowed"),
         ("student.model", "resnet19", r"config.student.model='resnet19' is not allowed.*did you mean 'resnet1"),
         ("teacher.model", "", "config.teacher.model='' is not allowed"),
         ("data.name", "cifar", "config.data.name='cifar' is not allowed.*did you mean 'cifar10"),
@@ -114,6 +118,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(key, value, message)
     ("changes", "message"),
     [
         ({"method": "ce", "optimizer.name": "dot"}, "optimizer.name=dot needs a distillation loss, and method ce has"),
+        ({"method": "kd,ce", "optimizer.name": "dot"}, "needs a distillation loss, and method ce has"),
         ({"method": "all", "optimizer.name": "dot"}, "optimizer.name=dot needs a distillation loss, and method ce has"),
         ({"method": "kd", "optimizer.name": "deepkd"}, "terms are nckd and tckd, such as dkd; method kd has kd"),
         (

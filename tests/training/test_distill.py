@@ -224,6 +224,7 @@ CASES = {
     "not read": ({"dkd": {"beta": 3.0}}, "config.dkd.beta would change nothing"),
     "no teacher": ({"teacher": None}, "method kd needs a teacher"),
     "all": ({"method": "all"}, "method='all' is for the command"),
+    "several": ({"method": "kd,dkd"}, "method='kd,dkd' is for the command"),
     "mixing": ({"method": RLD(), "data": {"mixup": 0.2}}, "give every image two labels, and method rld needs one"),
     "parts": ({"method": DIST(), "accumulate": 2}, "the loss of method dist needs the whole batch at once"),
     "groups": ({"batch_norm_groups": 2}, "config.batch_norm_groups=2 is for the networks of dgkd_jax.models.NAMES"),
