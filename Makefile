@@ -7,7 +7,7 @@ TEST_READY := $(VENV)/.ready-test
 # Errors only: neither pip's notices of its own future nor its warnings are for whoever runs make.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test test-faults test-torch bench docs lint format clean
+.PHONY: help demo test test-all test-faults test-torch bench docs lint format clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -32,9 +32,15 @@ demo: $(READY)
 # Half of the tests' time is XLA compiling programs that run once or twice: compile them quickly, to slower code. The
 # other targets, and pytest by itself, compile as users do.
 QUICK_COMPILE := --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false
-## make test    run the tests
+PYTEST := XLA_FLAGS="$(QUICK_COMPILE) $$XLA_FLAGS" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+NOT_IN_ONE_PROCESS := not faults and not new_environment
+## make test    run nine tests in ten, those that take less than a second each
 test: $(TEST_READY)
-	XLA_FLAGS="$(QUICK_COMPILE) $$XLA_FLAGS" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow and $(NOT_IN_ONE_PROCESS)"
+
+## make test-all  run all tests but those of the next two
+test-all: $(TEST_READY)
+	$(PYTEST) -m "$(NOT_IN_ONE_PROCESS)"
 
 ## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left; try the wheel in an empty environment
 test-faults: $(TEST_READY)

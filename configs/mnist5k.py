@@ -1,6 +1,6 @@
 """The demo: 5,000 MNIST digits from a Python package, for two CPU cores.
 
-    python -m dgkd_jax.main --config=configs/mnist5k.py [--config.method=METHOD|all]
+    python -m dgkd_jax.main --config=configs/mnist5k.py [--config.method=METHOD,METHOD…|all]
 
 Teacher: small_cnn_w24, 121,186 parameters. Student: small_cnn_w8, 5,026. Training: 4,000 digits; evaluation: 1,000.
 Accuracies: the table that `make demo` prints; see README.md.

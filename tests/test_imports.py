@@ -46,6 +46,7 @@ def test_a_heavy_package_is_imported_only_where_it_is_needed(package):
     assert {path for path in found if not path.startswith(ONLY_IN[package])} == set()
 
 
+@pytest.mark.slow
 def test_the_core_imports_without_tensorflow_and_torch():
     """In a fresh interpreter in which importing them is an error."""
     program = """

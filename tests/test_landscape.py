@@ -72,6 +72,7 @@ def marked(figure, label):
     return np.array(lines[-1].get_xydata())
 
 
+@pytest.mark.slow
 def test_the_minimum_is_at_the_teacher_by_default_and_away_from_it_at_the_repositorys_epsilon(coarse):
     q, t = 0.8, 0.7
     (lowest,) = marked(landscape.over_students(Settings(teacher_target=q, teacher_share=t)), "lowest")
@@ -91,6 +92,7 @@ def test_the_minimum_is_marked_for_each_q(coarse):
     assert len(lowest) == 21
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_figures_and_says_where(coarse, tmp_path, capsys):
     assert landscape.main([f"--output={tmp_path}/new/folder", "--convention=literal", "--epsilon=-1"]) == 0
     printed = capsys.readouterr().out.split()

@@ -59,6 +59,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_source_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -70,6 +71,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(wheel):
     assert held == written
 
 
+@pytest.mark.slow
 def test_the_wheel_distils_arrays_without_tensorflow(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

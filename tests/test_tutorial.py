@@ -34,6 +34,7 @@ def accuracies(tmp_path_factory) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_tutorials_networks_learn_the_digits(accuracies):
     assert accuracies["teacher"] > 0.9
     assert set(accuracies) == {"teacher", "own", "ce", "kd", "dkd"}

@@ -35,6 +35,7 @@ def program_text(step, inputs):
     return step.lower(*inputs).compile({"xla_backend_optimization_level": 0}).as_text()
 
 
+@pytest.mark.slow
 def test_the_step_sums_gradients_and_batch_norm_statistics_once_over_eight_devices_and_nothing_else_of_size():
     mesh = jax.make_mesh((8, 1), ("data", "fsdp"))
     step, inputs = training.build(mesh, student="small_cnn_w8", teacher="small_cnn_w8", batch=16)
@@ -48,6 +49,7 @@ def test_the_step_sums_gradients_and_batch_norm_statistics_once_over_eight_devic
     assert scalars <= 4 * 25  # metrics: 16 means, two counts, and what finite logits and norms need
 
 
+@pytest.mark.slow
 def test_one_device_has_no_collectives():
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
     step, inputs = training.build(mesh, student="small_cnn_w8", teacher="small_cnn_w8", batch=8)
@@ -84,6 +86,7 @@ def command(name, *arguments, before=""):
     )
 
 
+@pytest.mark.slow
 def test_losses_are_measured_without_torch_which_is_said(tmp_path):
     output = tmp_path / "loss.json"
     options = ("--shapes=4x3", "--losses=dgkd", "--seconds=0", f"--output={output}")
@@ -95,6 +98,7 @@ def test_losses_are_measured_without_torch_which_is_said(tmp_path):
     assert found["torch_over_ours"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler: extra plan")
 def test_losses_are_compiled_for_a_tpu(tmp_path):
     """DGKD moves more than DKD, and both at least the logits of both sides and the gradient."""

@@ -39,6 +39,7 @@ def test_a_clock_that_was_put_back_removes_nothing(builder):
     assert from_the_future.exists()
 
 
+@pytest.mark.slow
 def test_the_next_build_removes_it_and_says_where_and_how_large_the_set_is(builder, capsys):
     pytest.importorskip("mlxtend")
     abandoned = incomplete(builder, "OLD", hours_old=2)

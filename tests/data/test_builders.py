@@ -27,6 +27,7 @@ def digits():
     return [(bytes(row[:784]), row[784]) for row in rows]
 
 
+@pytest.mark.slow
 def test_mnist5k_splits_the_file_by_class_without_overlap(section, digits):
     source = open_source(section("mnist5k"))
     assert (source.num_train, source.num_eval, source.eval_split) == (4000, 1000, "test")

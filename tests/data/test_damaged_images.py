@@ -44,6 +44,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, shuffle_buffer):
         take(source, 3, batch_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle_buffer", [0, 5])
 def test_allowed_bad_images_are_replaced_and_batches_stay_a_function_of_their_step(tmp_path, shuffle_buffer):
     whole = damaged(tmp_path / "whole", which=set(), how=cut)(shuffle_buffer=shuffle_buffer)
@@ -83,6 +84,7 @@ def test_a_damaged_and_a_missing_file_are_named(tmp_path):
         take(source, 3, batch_size=4)
 
 
+@pytest.mark.slow
 def test_ids_name_the_examples_of_a_batch_in_their_rows(tmp_path):
     for shuffle_buffer in (0, 5):
         source = damaged(tmp_path, which=set(), how=cut)(shuffle_buffer=shuffle_buffer)

@@ -63,6 +63,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "seed"),
     [

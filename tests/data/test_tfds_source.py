@@ -74,6 +74,7 @@ HELD_OR_STREAMED = pytest.mark.parametrize("shuffle_buffer", [0, 300], ids=["hel
 # -- training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @HELD_OR_STREAMED
 @pytest.mark.parametrize("readers", [1, 4])
 def test_started_at_a_step_it_yields_what_it_yields_when_it_comes_there(digits, shuffle_buffer, readers):
@@ -104,6 +105,7 @@ def test_fast_crops_are_other_pixels_of_the_same_examples(photos):
     assert np.abs(fast["image"].astype(int) - exact["image"]).max() <= 20
 
 
+@pytest.mark.slow
 @HELD_OR_STREAMED
 def test_seed_and_epoch_each_give_another_order(digits, shuffle_buffer):
     source = digits(shuffle_buffer=shuffle_buffer)
@@ -154,6 +156,7 @@ def test_an_epoch_has_each_example_at_most_once(digits, shuffle_buffer, readers)
     assert len(dropped) == 2  # another tail is dropped in each epoch
 
 
+@pytest.mark.slow
 def test_files_are_read_in_another_order_in_each_epoch(digits):
     source = digits(shuffle_buffer=1)  # the order of the five files is all that is shuffled
     assert_same(take(source, 2, batch_size=2000), take(source, 2, batch_size=2000))
@@ -169,6 +172,7 @@ def test_a_shuffle_mixes_the_classes(digits):
     assert counts.max() < 25
 
 
+@pytest.mark.slow
 @HELD_OR_STREAMED
 @pytest.mark.parametrize(("readers", "processes"), [(1, 4), (4, 4), (4, 2), (6, 2)])
 def test_processes_share_the_batch_of_one_process(digits, shuffle_buffer, readers, processes):
@@ -196,6 +200,7 @@ def test_each_reader_supplies_its_rows_from_its_piece(photos):
     assert len(set.union(*pieces)) == 21
 
 
+@pytest.mark.slow
 def test_labels_belong_to_their_images(digits):
     of_image = {}
     for batch in take(digits(), 10, batch_size=400):
@@ -377,6 +382,7 @@ def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_mock_and_missing_do_not_import_tensorflow(tmp_path):
     result = run_python(
         f"""
@@ -400,6 +406,7 @@ assert "tensorflow" not in sys.modules
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_batches_still_under_way_and_holds_each_operation_to_one_thread(digits):
     folder = digits().builder.data_dir_root
     result = run_python(

@@ -169,6 +169,7 @@ def near(classes, scale, step, *, batch=20_000):
     return split(v + step * rng.standard_normal(v.shape), v, np.zeros(batch, np.int64), 1.0)
 
 
+@pytest.mark.slow
 def test_07_near_the_teacher_it_opposes_dkd_in_almost_all_cases():
     for classes, at_least in ((3, 0.97), (10, 0.99), (100, 0.999)):
         for scale in (1.0, 3.0, 5.0):

@@ -141,6 +141,7 @@ def test_17_literal_is_per_sample_over_batch_squared_times_classes(shape):
     assert float(literal) == pytest.approx(np.mean(Closed.coupling(x)) / (shape[0] ** 2 * shape[1]), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_18_normalized_is_self_normalized_and_both_descend_a_logarithm():
     batch, classes = 16, 10
     z, v, labels = random_batch(classes, 4.0, 0.1, batch=batch).logits
@@ -159,6 +160,7 @@ def test_18_normalized_is_self_normalized_and_both_descend_a_logarithm():
         assert_close(of_dkd - found, logarithm(z)[1], 1e-9)  # DKD's gradient, up to 100 times as large, cancels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kappa", [1e-3, 1.0])
 def test_19_with_a_guard_the_critical_epsilon_is_kappa_times_as_large(kappa):
     labels = np.array([0])

@@ -23,6 +23,7 @@ def test_expected_error_by_hand():
     np.testing.assert_allclose(calibration.expected_error(found), 0.62 / 6, rtol=1e-6)  # float32
 
 
+@pytest.mark.slow
 def test_expected_error_is_that_of_a_loop_over_the_bins_however_batched():
     rng = np.random.default_rng(0)
     logits = (2 * rng.normal(size=(1000, 7))).astype(np.float32)

@@ -60,6 +60,7 @@ def test_measures_are_their_definitions(width):
         np.testing.assert_allclose(found[name], expected[name], rtol=2e-5)  # float32 sums of 400 products
 
 
+@pytest.mark.slow
 def test_a_perfect_frame_has_collapsed():
     frame = equiangular_frame()
     with jax.enable_x64(True):
@@ -92,6 +93,7 @@ def test_nearly_collapsed_features_far_from_the_origin_lose_no_digits():
     assert found["nc4"] == expected["nc4"]
 
 
+@pytest.mark.slow
 def test_measures_are_the_same_however_the_examples_are_batched():
     split = random_split(3)
     whole, parts = measured(*split, batch=EXAMPLES), measured(*split, batch=7)

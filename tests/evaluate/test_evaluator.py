@@ -75,6 +75,7 @@ def on_one_device(networks, split, one_device):
     return metrics_of(networks, split, one_device, diagnose=True)
 
 
+@pytest.mark.slow
 def test_every_number_is_that_of_the_whole_split(networks, split, on_one_device):
     (student, variables), (teacher, teacher_variables) = networks
     images, labels = split
@@ -109,6 +110,7 @@ def test_a_teacher_is_compared_on_its_own_pixels(networks, split, one_device):
     np.testing.assert_allclose(found["logit_msd"], expected, rtol=1e-5)  # as above
 
 
+@pytest.mark.slow
 def test_eight_devices_and_other_batches_give_the_same_numbers(networks, split, on_one_device):
     for size in (BATCH, 8):
         eight = metrics_of(networks, split, sharding.make_mesh(fsdp=2), size=size, diagnose=True)
@@ -148,6 +150,7 @@ def test_an_example_that_is_there_twice_while_another_is_missing_is_an_error():
         examples.rows()
 
 
+@pytest.mark.slow
 def test_class_accuracies_are_left_out_where_there_are_too_many(networks, split, monkeypatch):
     monkeypatch.setattr(evaluator, "MOST_CLASSES_LISTED", CLASSES - 1)
     assert set(metrics_of(networks, split, sharding.make_mesh(), diagnose=True)) == DIAGNOSED - {"class_accuracy"}
@@ -173,6 +176,7 @@ def test_an_evaluation_ends_after_the_batch_at_which_it_is_told_to(networks, spl
     assert evaluated(networks, split, one_device, stop=Asked(3)) is not None
 
 
+@pytest.mark.slow
 def test_the_first_batches_are_counted_by_themselves(networks, split, one_device):
     (student, variables), _ = networks
     network = Network(student.apply, sharding.place(variables, one_device), MEAN, STD)
@@ -217,6 +221,7 @@ def test_large_sets_keep_2000_features_spread_evenly():
         evaluate(network, EvaluationSet("large", 4800, batches), by_example=True)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_run_over_a_set_once_if_it_is_to_be_remembered(networks, split, one_device, monkeypatch):
     """A second evaluation gives the first one's numbers although the teacher's weights are gone meanwhile."""
     (student, variables), (teacher, teacher_variables) = networks

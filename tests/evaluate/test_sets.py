@@ -70,6 +70,7 @@ def evaluation(folder, name):
         return json.loads((folder / f"{name}.json").read_text()), dict(arrays)
 
 
+@pytest.mark.slow
 def test_training_leaves_the_clean_evaluation(runs):
     root, results = runs
     for method, result in results.items():
@@ -84,6 +85,7 @@ def test_training_leaves_the_clean_evaluation(runs):
     assert not any(name.startswith(("teacher", "logit")) for name in rows)
 
 
+@pytest.mark.slow
 def test_the_command_repeats_it_exactly(runs, run, capsys):
     shutil.rmtree(run / "evaluations")
     code, out, err = command(capsys, f"--workdir={run}", "--data=clean")
@@ -129,6 +131,7 @@ def test_the_rows_are_those_of_the_split_in_its_order(runs):
     np.testing.assert_array_equal(rows["label"], batch["label"][batch["mask"]])
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_evaluated_again(runs, run, monkeypatch):
     config = mnist5k.get_config()
     config.update_from_flattened_dict(SETTINGS | {"method": "dgkd", "teacher.workdir": str(runs[0] / "teacher")})
@@ -147,6 +150,7 @@ def test_a_finished_run_is_not_evaluated_again(runs, run, monkeypatch):
     assert written.read_text() == whole
 
 
+@pytest.mark.slow
 def test_corruptions_are_measured_on_corrupted_images(runs, run, capsys):
     """Against the student on images that were corrupted before; and any other batch size gives the same."""
     names = "contrast,jpeg_compression-5,noised-6,noised-6-wrapped,scrambled-4"
@@ -191,6 +195,7 @@ def mnist_section(**values):
     return config.data
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_run_are_chosen(runs, run, capsys):
     for step, expected in {"last": 8, "4": 4, "best": None}.items():
         code, _, _ = command(capsys, f"--workdir={run}", "--data=clean", f"--step={step}")
@@ -201,6 +206,7 @@ def test_the_steps_of_a_run_are_chosen(runs, run, capsys):
             assert values["student"]["accuracy"] == runs[1]["dgkd"]["student"]["best_accuracy"]
 
 
+@pytest.mark.slow
 def test_teachers_are_found_checked_and_left_out(runs, run, capsys):
     root = runs[0]
     code, out, _ = command(capsys, f"--workdir={run}", "--data=clean", "--teacher=none")
@@ -266,6 +272,7 @@ def test_mistakes_in_work_directories_are_told(run, capsys, tmp_path):
     assert "no checkpoint yet" in message(f"--workdir={run}", "--data=clean")
 
 
+@pytest.mark.slow
 def test_python_dash_m_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "dgkd_jax.evaluate", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120
@@ -321,6 +328,7 @@ def tfds_folder(tmp_path, monkeypatch):
     return tmp_path / "tfds"
 
 
+@pytest.mark.slow
 def test_a_set_with_some_of_the_classes_is_a_choice_among_these(run, capsys, tfds_folder):
     code, out, err = command(
         capsys, f"--workdir={run}", "--data=tfds:tiny_digits/own_names,tfds:tiny_digits/all_names:extra"
@@ -388,6 +396,7 @@ def test_a_set_that_cannot_be_downloaded_says_so(tfds_folder):
         foreign_sets.open_tfds("cifar10_corrupted/fog_1", "", run=about, data=mnist_section(**{"data.download": False}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["", "val"])
 def test_an_image_folder_is_a_test_set_with_the_runs_classes(run, capsys, tfds_folder, tmp_path, inner):
     for name, value in (("4", 10), ("9", 200)):

@@ -142,6 +142,7 @@ def own(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stablehlo", "onnx", "safetensors"])
 def test_a_users_own_network_leaves_with_its_logits(own, kind, tmp_path):
     output = tmp_path / f"student.{kind}"

@@ -30,6 +30,7 @@ def export(workdir, *arguments):
     return output
 
 
+@pytest.mark.slow
 def test_the_card_has_the_figures_of_the_run(tmp_path, capsys):
     student_runs.write(tmp_path / "run", "resnet8", (32, 32, 3), **REAL)
     folder = export(tmp_path / "run")
@@ -101,6 +102,7 @@ def configuration_by(arguments, monkeypatch):
     return made[0]
 
 
+@pytest.mark.slow
 def test_the_weights_load_as_the_card_says(tmp_path, monkeypatch):
     name, image_shape = "resnet8", (32, 32, 3)
     variables = student_runs.write(tmp_path / "run", name, image_shape)

@@ -45,6 +45,7 @@ def test_onnxruntime_without_jax_computes_the_logits_of_the_network(tmp_path, ca
             np.testing.assert_array_equal(found[which].argmax(-1), expected.argmax(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side", "nodes"),
     [

@@ -25,6 +25,7 @@ np.savez("logits.npz", **{name: program.call(images) for name, images in np.load
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_shape"),
     [
@@ -51,6 +52,7 @@ def test_jax_alone_computes_the_logits_of_the_network(name, image_shape, tmp_pat
             np.testing.assert_allclose(found[which], expected[: len(given)], rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("platform", "grouped"), [("cpu", False), ("cuda", True), ("tpu", True)])
 def test_each_platform_has_the_depthwise_convolution_that_is_fast_on_it(platform, grouped, monkeypatch):
     """A sum of shifted images on a CPU, the library's elsewhere."""

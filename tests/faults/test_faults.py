@@ -1,6 +1,6 @@
 """What a run survives: each test breaks a real run of the command, gives the command again and looks at what is left.
 
-`make test-faults`; not part of `make test`, since each starts several processes.
+`make test-faults`; not part of `make test-all`, since each starts several processes.
 """
 
 import json

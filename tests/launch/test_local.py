@@ -82,6 +82,7 @@ def test_death_by_signal_is_128_plus_its_number_and_is_not_masked_by_the_abort_t
     assert done.returncode == 128 + signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path):
     program = (
         f"import sys; sys.path.insert(0, {str(LAUNCHER.parent)!r}); import local; local._TERM_TO_KILL_S = 0.2; "

@@ -118,6 +118,7 @@ def test_every_value_and_gradient_keeps_five_digits_in_float32(classes, temperat
                 assert worst <= 1e-5 * max(map(abs, slope)) + of_slope + TINY, place
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_131072_classes_close_to_the_teacher():
     """float64 has digits to spare: the plain and the fused path in float32 agree with it to 1e-5."""
     rng = np.random.default_rng(0)

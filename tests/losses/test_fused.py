@@ -48,6 +48,7 @@ def assert_close(ours, oracle, tolerance):
 
 
 # The conventions differ in one number for the whole batch, so that one of them goes through all sizes.
+@pytest.mark.slow
 @pytest.mark.parametrize("convention", losses.CONVENTIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
 def test_value_and_gradient_are_those_of_the_plain_formulas(convention, dtype, tolerance):
@@ -59,6 +60,7 @@ def test_value_and_gradient_are_those_of_the_plain_formulas(convention, dtype, t
             assert_close(ours, oracle, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, 6.0, 30.0])
 def test_value_and_gradient_are_those_of_the_plain_formulas_near_and_far_from_the_teacher(scale):
     with jax.enable_x64(True):
@@ -67,6 +69,7 @@ def test_value_and_gradient_are_those_of_the_plain_formulas_near_and_far_from_th
             assert_close(*both(batch, convention="per_sample"), 1e-12)
 
 
+@pytest.mark.slow
 def test_a_class_that_both_are_sure_of_does_not_cancel():
     """Non-target shares of 1 − 2e-9 and 1 − 3e-9, p = q: what is left of the coupling is seen to 1e-6 in float64."""
     with jax.enable_x64(True):
@@ -100,6 +103,7 @@ def test_rows_are_summed_in_one_stage_on_a_tpu_and_in_two_elsewhere():
     assert sums == {"tpu": 1, "cpu": 3, "cuda": 3}
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_131072_classes():
     batch = random_batch(4, 131072)
     (value, gradient), _ = both(batch, convention="per_sample")
@@ -118,6 +122,7 @@ def test_three_arrays_of_the_logits_size_are_live_at_most():
     assert temporary <= 3 * rows * classes * 4 + first_stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [jax.jacrev, jax.jacfwd])
 @pytest.mark.parametrize("scale", [1.0, 6.0])  # at 6, a class has most of both in some rows
 def test_second_derivatives_are_those_of_the_plain_formulas(outer, scale):
@@ -131,12 +136,14 @@ def test_second_derivatives_are_those_of_the_plain_formulas(outer, scale):
     np.testing.assert_allclose(ours, oracle, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_forward_mode_is_refused_by_name():
     student, teacher, labels = random_batch(3, 4)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(lambda z: in_one_pass(z, teacher, labels, convention="per_sample"), (student,), (student,))
 
 
+@pytest.mark.slow
 def test_the_temperature_can_be_differentiated():
     with jax.enable_x64(True):
         batch = random_batch(6, 5, dtype="float64")
@@ -169,6 +176,7 @@ def test_the_teacher_gets_no_gradient_of_a_gradient():
     assert not np.any(jax.grad(slope)(teacher))
 
 
+@pytest.mark.slow
 def test_logits_of_two_precisions_are_computed_in_the_higher_and_each_gradient_in_its_own():
     with jax.enable_x64(True):
         student, teacher, labels = random_batch(6, 5, dtype="float64")

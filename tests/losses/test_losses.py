@@ -63,6 +63,7 @@ def reproduce(student, teacher, labels, temperature, alpha, beta, epsilon):
 
 # float64: 1e-10 of each entry, beside rounding at the scale of the largest one. float32: 2e-5 of the largest entry,
 # because ŝ − t̂ cancels where both are alike, so the small entries have an absolute error only.
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "relative", "of_largest"), [("float64", 1e-10, 1e-14), ("float32", 0.0, 2e-5)])
 def test_agrees_with_the_pytorch_figures(recorded, dtype, relative, of_largest):
     recorded = recorded | {f"closed_form/{name}": recorded[name] for name in ("tckd_grad", "nckd_grad")}
@@ -126,6 +127,7 @@ def test_cross_entropy_is_that_of_the_smoothed_target(label_smoothing):
     np.testing.assert_allclose(ours, expected, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_kd_splits_into_tckd_and_nckd_whichever_class_is_the_target():
     student, teacher, _ = random_batch(8, 6, scale=4.0)
     for target in range(6):
@@ -148,6 +150,7 @@ def gradients_of_each_sample_by_jax_grad(student, teacher, labels):
     return tuple(jax.grad(loss)(student, teacher, labels, temperature=2.5) for loss in (losses.tckd, losses.nckd))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
 def test_closed_form_gradients_are_those_of_autodiff(shape):
     batch = random_batch(*shape)
@@ -172,6 +175,7 @@ def test_closed_form_gradients_are_the_formulas():
     np.testing.assert_allclose(nckd, 2.5 * (s_rest - t_rest), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     student, teacher, labels = random_batch(3, 4)
 
@@ -188,6 +192,7 @@ def test_gradients_are_those_of_finite_differences():
     check_grads(values, (jnp.asarray(student),), order=1, modes=("fwd", "rev"), rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_two_classes_leave_nothing_among_the_non_targets():
     student, teacher, labels = batch = random_batch(8, 2, scale=3.0)
     ours = per_sample_losses(*batch, 2.0)
@@ -243,6 +248,7 @@ def test_diagnostics_are_their_definitions(shape):
         np.testing.assert_allclose(ours[name], value, rtol=1e-12, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_every_distillation_logs_and_examines_are_its_losses_and_diagnostics():
     batch, at = random_batch(6, 5), {"temperature": 2.5}
 

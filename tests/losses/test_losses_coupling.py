@@ -114,6 +114,7 @@ def test_kl_is_log_2_and_a_divergence_among_the_non_targets(batch, value):
     np.testing.assert_allclose(value["per_sample", "kl"], expected, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_coupling_are_those_of_finite_differences(batch, gradient):
     student, teacher, labels = batch
     evaluate, step = compiled(couplings), 1e-5
@@ -137,6 +138,7 @@ def test_gradients_of_the_coupling_are_those_of_finite_differences(batch, gradie
         np.testing.assert_allclose(gradient[name], expected, rtol=0, atol=tolerance, err_msg=str(name))
 
 
+@pytest.mark.slow
 def test_gradient_coupling_is_the_coupling_of_the_gradients(batch, value):
     @compiled
     def gradient_couplings(*batch):
@@ -145,6 +147,7 @@ def test_gradient_coupling_is_the_coupling_of_the_gradients(batch, value):
     np.testing.assert_allclose(gradient_couplings(*batch), list(value.values()), rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_directions_count_and_lengths_do_not_in_the_other_distances(batch, value):
     tckd, nckd = reference_gradients(*batch)
     for distance in ("cosine", "kl", "wasserstein"):
@@ -202,6 +205,7 @@ def test_every_leading_dimension_counts_as_batch(batch, value):
         np.testing.assert_allclose(unfolded[name], value[name], rtol=1e-13, err_msg=str(name))
 
 
+@pytest.mark.slow
 def test_dgkd_is_dkd_less_epsilon_times_the_coupling(batch, value, gradient):
     student, teacher, labels = batch
     weights = {"alpha": 0.7, "beta": 3.0, "temperature": TEMPERATURE}
@@ -244,6 +248,7 @@ def test_positive_epsilon_parts_the_gradients_and_negative_epsilon_aligns_them(b
     assert together < before < apart
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_learnt_where_the_student_is_the_teacher():
     _, teacher, labels = random_batch(4, 6)
 
@@ -278,6 +283,7 @@ def test_nothing_is_lost_or_learnt_where_the_student_is_the_teacher():
             assert number == 0.0, (convention, distance)
 
 
+@pytest.mark.slow
 def test_literal_hardly_trains_and_the_guard_of_normalized_ends_with_the_batch_size():
     """The facts of the derivation: ε = 6, T = 4, β = 8, a teacher that is often right, a student that is less so."""
 
@@ -320,6 +326,7 @@ def by_autodiff_in_own_logits(student, teacher, labels):
     return jnp.stack([losses.coupling_of_gradients(*cut, convention=c, kappa=KAPPA) for c in losses.CONVENTIONS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, 2.0, 30.0])
 def test_in_own_logits_each_gradient_counts_in_its_own_coordinates_only(scale):
     """Values and gradients in all conventions; the closed form of G; a traced temperature has another program."""

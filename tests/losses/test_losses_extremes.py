@@ -63,6 +63,7 @@ def everything_of_one_sample(student, teacher, label):
 
 # Beside 1e4, the margins whose exponentials are subnormal numbers (e^-87 to e^-104 in float32, e^-708 to e^-745 in
 # float64) or have subnormal products: a reciprocal there overflows.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "margins"),
     [
@@ -154,6 +155,7 @@ def ours(confident):
         return jax.tree.map(np.asarray, values_and_gradients(*confident))
 
 
+@pytest.mark.slow
 def test_values_are_right_at_large_margins(confident, ours):
     values, _ = ours
     with decimal.localcontext(prec=450):  # e^-300 is 1e-130, its square must still be seen beside 1
@@ -165,6 +167,7 @@ def test_values_are_right_at_large_margins(confident, ours):
             np.testing.assert_allclose(values["tckd"][row], float(expected["tckd"]), rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_gradients_are_right_at_large_margins(confident, ours):
     _, gradients = ours
     step = Decimal("1e-60")  # far below the e^-100 at which the distances have kinks

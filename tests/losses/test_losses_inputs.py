@@ -84,6 +84,7 @@ def test_one_result_for_each_sample_from_its_own_logits_only(shape):
             np.testing.assert_allclose(ours[index], alone[name][0], rtol=1e-13, err_msg=name)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_change_nothing():
     batch = random_batch(ROWS, CLASSES)
     jitted = exactly(*batch)
@@ -109,6 +110,7 @@ def test_jit_takes_labels_and_temperature_that_are_known_arrays():
     np.testing.assert_allclose(ours, losses.tckd(student, teacher, labels, **AT), rtol=1e-6)  # both float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_logits_are_promoted_before_anything_is_computed(dtype):
     student, teacher, labels = random_batch(3, 5)
@@ -177,6 +179,7 @@ label_tuples = strategies.tuples(*[strategies.integers(0, CLASSES - 1)] * ROWS)
 temperatures = strategies.sampled_from([1.0, 2.0, 4.0])
 
 
+@pytest.mark.slow
 @few
 @hypothesis.given(
     logits=eighths((2, ROWS, CLASSES), 50),

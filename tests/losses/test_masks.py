@@ -56,6 +56,7 @@ def masked():
     return (*wide, present[labels]), (student, teacher, labels), present
 
 
+@pytest.mark.slow
 def test_a_class_that_is_absent_on_both_sides_changes_nothing(masked):
     wide, narrow, present = masked
     with jax.enable_x64(True):
@@ -88,6 +89,7 @@ def test_the_lowest_numbers_of_a_type_work_as_masks(lowest, dtype):
         assert np.isfinite(np.asarray(pull_back(jnp.ones_like(value))[0], np.float32)).all(), name
 
 
+@pytest.mark.slow
 def test_a_class_that_the_teacher_alone_lacks_is_the_limit_of_a_small_one():
     """KL with t̂ = 0 there: log of the mass that the student gives to the others."""
     with jax.enable_x64(True):
@@ -128,6 +130,7 @@ def test_a_target_that_is_absent_on_both_sides_adds_nothing_inside_jit(loss):
     assert not gradient[:, 1].any()
 
 
+@pytest.mark.slow
 def test_where_leaves_out_examples_whatever_is_in_them():
     """Values and gradients are those of the other examples alone; the rows left out get exactly 0."""
     where = np.array([[True, False, True], [False, True, True]])
@@ -148,6 +151,7 @@ def test_where_leaves_out_examples_whatever_is_in_them():
         assert not gradients[name][~where].any(), name
 
 
+@pytest.mark.slow
 def test_literal_counts_the_examples_that_are_not_left_out():
     student, teacher, labels = random_batch(6, 5, dtype="float32")
     where = np.array([True, True, False, True, False, True])
@@ -158,6 +162,7 @@ def test_literal_counts_the_examples_that_are_not_left_out():
         np.testing.assert_allclose(ours, alone, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_nobody_left_gives_zero():
     student, teacher, labels = random_batch(2, 3, dtype="float32")
     nobody = np.zeros(2, bool)

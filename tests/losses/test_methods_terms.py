@@ -29,6 +29,7 @@ def test_terms_of_the_methods_without_a_coupling():
     assert_close(LogitMSE().terms(*batch), {"logit_mse": losses.logit_mse(student, teacher)})
 
 
+@pytest.mark.slow
 def test_terms_of_the_peers():
     student, teacher, labels = batch = random_batch(6, 5)
     both = student, teacher
@@ -50,6 +51,7 @@ def test_terms_of_the_peers():
     assert_close(DGKD(dkd=DKD(**AT, standardize=True)).terms(*batch), DGKD(dkd=DKD(**AT)).terms(*standard))
 
 
+@pytest.mark.slow
 def test_terms_of_dgkd_with_respect_to_logits():
     batch = random_batch(6, 5)
 
@@ -68,6 +70,7 @@ def test_terms_of_dgkd_with_respect_to_logits():
         assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_terms_of_dgkd_with_respect_to_parameters():
     """Of a linear network; the parity batch has no say there, since a batch has one gradient."""
     batch = random_batch(6, 5)

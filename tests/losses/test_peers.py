@@ -63,6 +63,7 @@ def both(name, *batch, **settings):
     return compiled(run)(*batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "relative", "of_largest"), [("float64", 1e-10, 1e-13), ("float32", 0.0, 2e-5)])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_agrees_with_the_figures_of_the_authors_code(batch, dtype, relative, of_largest):
@@ -133,6 +134,7 @@ def test_a_student_like_its_teacher_loses_nothing(name):
     np.testing.assert_allclose(gradient, 0.0, atol=most)
 
 
+@pytest.mark.slow
 def test_wttm_is_0_where_the_student_is_the_transformed_teacher_and_rld_where_the_teacher_is_right():
     logits, _, _ = random_batch(6, 7)
     np.testing.assert_allclose(losses.wttm(0.3 * logits, logits, gamma=0.3), 0.0, atol=1e-15)
@@ -159,6 +161,7 @@ def test_values_and_gradients_are_finite_at_any_margin(name, dtype):
             assert np.isfinite(part).all()
 
 
+@pytest.mark.slow
 @EACH
 def test_examples_that_are_left_out_do_not_count(name):
     student, teacher, labels = random_batch(6, 7)
@@ -189,6 +192,7 @@ def test_float32_is_close_to_float64_near_the_teacher(name):
         np.testing.assert_allclose(ours, right, rtol=2e-5, atol=slack + 1e-5 * np.abs(right).max())
 
 
+@pytest.mark.slow
 def test_dists_derivatives_are_those_of_pearsons_correlations():
     """The gradient in closed form, and its own derivative in both modes, against autodiff of the definition."""
     student, teacher, labels = random_batch(6, 7)
@@ -214,6 +218,7 @@ def test_dists_derivatives_are_those_of_pearsons_correlations():
         np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_dists_gradient_keeps_its_digits_where_columns_differ_in_length_by_magnitudes():
     """A class that only one side gives a probability: its column is all but 0 on the other."""
     student, teacher, labels = random_batch(16, 100, scale=9.0)
@@ -224,6 +229,7 @@ def test_dists_gradient_keeps_its_digits_where_columns_differ_in_length_by_magni
     np.testing.assert_allclose(found, exact, rtol=0, atol=5e-5 * np.abs(exact).max())
 
 
+@pytest.mark.slow
 @EACH
 def test_any_leading_shape_will_do(name):
     batch = random_batch(2, 3, 5)
@@ -280,6 +286,7 @@ def test_rld_ranks_nothing_below_a_target_that_is_last():
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+@pytest.mark.slow
 def test_nkd_has_the_gradient_of_its_cross_entropies_and_reads_the_largest_weight():
     student, teacher, labels = random_batch(5, 6)
     settings = {"temperature": 2.0, "gamma": 0.0}
@@ -293,6 +300,7 @@ def test_nkd_has_the_gradient_of_its_cross_entropies_and_reads_the_largest_weigh
     np.testing.assert_array_equal(call("nkd", student, teacher, mixed), call("nkd", student, teacher, labels))
 
 
+@pytest.mark.slow
 def test_standardized_logits_have_mean_0_and_deviation_1_without_the_absent_classes():
     logits, _, _ = random_batch(5, 6)
     found = losses.standardize(logits)
@@ -370,6 +378,7 @@ def test_mlkd_is_its_formula_and_its_levels_vanish_at_the_teacher():
     assert all(abs(value) < 1e-15 for value in alike.values())
 
 
+@pytest.mark.slow
 def test_mlkd_leaves_examples_out_and_is_finite_at_any_margin():
     student, teacher, _ = random_batch(5, 4)
     where = np.array([True, False, True, True, False])

@@ -61,6 +61,7 @@ def kinds_of_labels(rows, classes):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds_of_labels(1, 2))
 @pytest.mark.parametrize(("classes", "scale"), [(2, 2.0), (6, 0.01), (6, 2.0), (6, 30.0)])
 def test_values_and_gradients_are_the_expectation_over_the_label(kind, classes, scale):
@@ -77,6 +78,7 @@ def test_values_and_gradients_are_the_expectation_over_the_label(kind, classes, 
                 )
 
 
+@pytest.mark.slow
 def test_a_one_hot_label_gives_the_numbers_of_its_class_bit_for_bit():
     """Values and gradients, in float32 with logits of all sizes; where another class is absent too."""
     for scale in (0.1, 3.0, 100.0):
@@ -98,6 +100,7 @@ def test_a_one_hot_label_gives_the_numbers_of_its_class_bit_for_bit():
         )
 
 
+@pytest.mark.slow
 def test_the_order_of_two_mixed_images_does_not_matter_and_the_loss_is_linear_in_the_share():
     with jax.enable_x64(True):
         student, teacher, first = random_batch(8, 6)

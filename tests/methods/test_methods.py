@@ -203,6 +203,7 @@ def test_the_order_of_the_classes_matters_where_a_method_says_so_and_only_there(
         assert_alike(others, terms, same=not method.needs_class_order)
 
 
+@pytest.mark.slow
 @EACH
 def test_the_loss_is_a_finite_scalar_whose_gradient_is_that_of_its_finite_differences(method):
     with jax.enable_x64(True):

@@ -43,6 +43,7 @@ def test_one_channel_that_is_far_away_takes_all_to_two_passes():
     np.testing.assert_allclose(np.delete(var, 2, -1), np.delete(exact, 2, -1), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [0.5, 100.0])
 def test_both_forms_have_the_same_derivatives_in_either_mode(mean):
     """Gradient, its own gradient and a forward derivative of a function of both results, in float64."""
@@ -64,6 +65,7 @@ def test_both_forms_have_the_same_derivatives_in_either_mode(mean):
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 4])
 def test_batch_norm_gives_the_same_for_an_accelerator_as_for_a_cpu(groups):
     """Output, running statistics and gradients of three steps, from running means of 0 where the mean is 30."""

@@ -81,6 +81,7 @@ def test_second_derivative_in_reverse_mode_equals_that_of_the_library(kind):
         np.testing.assert_allclose(penalty(ours), penalty(library), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_depthwise_of_bfloat16_is_summed_in_float32():
     """49 products of 1 and 1 + 2⁻⁷: bfloat16, with 8 bits, would stop counting the last bits."""
     x, kernel = jnp.ones((1, 7, 7, 1), jnp.bfloat16), jnp.full((7, 7, 1, 1), 1 + 2**-7, jnp.bfloat16)

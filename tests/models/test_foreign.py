@@ -23,6 +23,7 @@ def trained(architecture, variables, key=0):
     return architecture.apply(variables, IMAGES, train=True, mutable=["batch_stats"], key=jax.random.key(key))
 
 
+@pytest.mark.slow
 def test_a_linen_module_begins_from_its_own_init_and_gives_its_own_logits_and_statistics():
     module, found = Linen(), checked(Linen())
     packed = found.initialise(SHAPE, 3)

@@ -48,6 +48,7 @@ def exactly(layer, params, x, pulled):
         return np.asarray(back(pulled)[0]["params"]["kernel"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_sum_has_float32s_digits_and_output_and_other_gradient_keep_theirs(name):
     y, kernel, of_x, exact = derivatives(name, wide=True)
@@ -85,6 +86,7 @@ def test_devices_add_their_parts_in_float32():
     assert re.search(r"-> tensor<[\dx]+xf32>", convolution), convolution
 
 
+@pytest.mark.slow
 def test_the_config_says_how_a_run_sums(one_device):
     """On a CPU `auto` is as before the key was there."""
     texts = {}

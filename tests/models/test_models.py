@@ -47,6 +47,7 @@ def _normal(*shape, seed=0):
 
 
 # The list of all is in tests/torch/test_golden_networks.py: `make test-torch`.
+@pytest.mark.slow
 @pytest.mark.parametrize("record", golden_networks.ONE_OF_EACH_KIND)
 def test_logits_and_features_equal_those_of_pytorch(record):
     golden_networks.assert_logits_and_features_are_pytorchs(record, dtype="float64")
@@ -195,6 +196,7 @@ def test_leaf_without_a_rule_is_an_error():
         )
 
 
+@pytest.mark.slow
 def test_flax_init_cannot_be_mistaken_for_initial_values():
     model = models.create("small_cnn_w8", num_classes=10)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
@@ -204,6 +206,7 @@ def test_flax_init_cannot_be_mistaken_for_initial_values():
 # ----------------------------------------------------------------------------------------------- training and precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "small_cnn_w8"])
 def test_training_moves_statistics_and_reaches_every_parameter(name):
     model = models.create(name, num_classes=10)
@@ -246,6 +249,7 @@ def test_bfloat16_compute_leaves_float32_logits_and_statistics():
     assert 1e-5 < error < 0.1  # bfloat16 has 8 bits, so about 1/256 a layer: neither float32 in disguise nor broken
 
 
+@pytest.mark.slow
 def test_head_and_features_are_exact_in_float32_under_bfloat16():
     model = models.create("small_cnn_w24", num_classes=10, dtype=jnp.bfloat16)
     variables = models.initialise(model, (28, 28, 1), seed=0)
@@ -261,6 +265,7 @@ def test_variables_without_a_head_have_no_classifier():
         models.classifier({"params": {"bn": {"scale": np.ones(3)}}})
 
 
+@pytest.mark.slow
 def test_groups_of_a_model_equal_separate_batches():
     with jax.enable_x64(True):
         whole = models.create("resnet8", num_classes=10, dtype=jnp.float64, batch_norm_groups=2)
@@ -311,6 +316,7 @@ def test_batch_norm_in_training_equals_numpy_group_by_group(groups):
         np.testing.assert_allclose(updates["batch_stats"][key], expected, rtol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_batch_norm_gradients_equal_finite_differences_of_the_oracle(groups):
     x, weights = _normal(4, 3, 3, 2), _normal(4, 3, 3, 2, seed=1)

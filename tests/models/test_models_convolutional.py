@@ -161,6 +161,7 @@ SUBTRACTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHALLOW)
 def test_training_moves_statistics_and_reaches_every_parameter(kind):
     model = SHALLOW[kind]

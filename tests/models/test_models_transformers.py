@@ -44,6 +44,7 @@ def _normal(*shape, seed=0):
 # --------------------------------------------------------------------------------------------------- other image sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_shape"),
     [
@@ -130,6 +131,7 @@ def test_initial_values_are_those_of_timm_and_torchvision():
 # ----------------------------------------------------------------------------------------------- training and precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TINY)
 def test_gradients_reach_every_parameter(family):
     make, image_shape = TINY[family]

@@ -83,6 +83,7 @@ def assert_exact(x, kernel, *, stride, padding):
         assert error(one, other) <= 2**-23 * products**0.5
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_each_dense_convolution_of_the_networks(monkeypatch):
     found = {}
@@ -109,6 +110,7 @@ def test_any_batch_stride_and_padding(batch, stride, padding):
     assert_exact(numbers(batch, 17, 14, 5), numbers(3, 2, 5, 9, seed=2), stride=stride, padding=padding)
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_random_shapes():
     random = np.random.default_rng(0)
@@ -139,6 +141,7 @@ def test_bfloat16_is_summed_in_float32(stride):
         np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-8, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_every_derivative_is_xlas():
     x, kernel, direction = numbers(3, 6, 5, 3), numbers(3, 3, 3, 4, seed=2), numbers(3, 3, 3, 4, seed=3)
@@ -220,6 +223,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_run():
     available = sorted(os.sched_getaffinity(0))
@@ -370,6 +374,7 @@ def test_the_log_says_what_is_used_and_how_to_turn_it_off():
     assert library.status() == f"convolutions by oneDNN {version}: DGKD_ONEDNN=0 for XLA's"
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_a_run_goes_on_with_the_other_librarys_convolutions(tmp_path, one_device, monkeypatch):
     small_run = {"data.mock_train_examples": 64, "data.mock_eval_examples": 21, "eval_batch_size": 7, "epochs": 2}

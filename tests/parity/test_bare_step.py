@@ -36,6 +36,7 @@ def means_of_steps(count, method, **settings):
     return found
 
 
+@pytest.mark.slow
 def test_a_warmup_counts_steps():
     first, second, third, fourth = means_of_steps(4, DKD(alpha=2.0, beta=3.0, warmup_epochs=2.0))
     whole = 2 * first["tckd"] + 3 * first["nckd"]

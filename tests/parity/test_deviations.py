@@ -50,6 +50,7 @@ def test_conventions_differ_by_their_closed_factors(name):
     assert float(guard) == pytest.approx(coupling / (coupling + 1e-8 * scale), **near)
 
 
+@pytest.mark.slow
 def test_normalized_weakens_with_the_batch_as_its_guard_says():
     measured = values(deviations.batch_dependence(), deviation="normalized")
     coupling = mean_coupling(*deviations.random_logits(64, 100, "unconfident"), deviations.TEMPERATURE)
@@ -125,6 +126,7 @@ def test_decay_alone_is_the_momentum_recurrence():
     assert deviations_training.decayed_to(epochs=240, steps_per_epoch=10) == pytest.approx(w, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_frozen_training_keeps_the_statistics_and_moves_the_parameters(monkeypatch):
     monkeypatch.setattr(deviations_training, "EPOCHS", 2)
     images, labels = (part[:2] for part in deviations_training.generated(key=0))
@@ -136,6 +138,7 @@ def test_frozen_training_keeps_the_statistics_and_moves_the_parameters(monkeypat
     assert deviations_training.statistics_drift(usual[0]["batch_stats"], usual[1]["batch_stats"])[0] > 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_every_row(tmp_path, monkeypatch, capsys):
     row = deviations.effect("BatchNorm frozen", "a network", "drift", 0.25)
     for name in ("coupling_sizes", "batch_dependence", "breaking_margins", "logit_matching"):

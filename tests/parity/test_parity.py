@@ -37,6 +37,7 @@ def recorded(tmp_path, monkeypatch):
     return tmp_path / "golden"
 
 
+@pytest.mark.slow
 def test_losses_agree_with_the_recorded_figures(recorded, tmp_path, capsys):
     for name in ("losses", "peers"):
         shutil.copy(GOLDEN / name / "b8_c10_t4.npz", recorded / name)
@@ -64,6 +65,7 @@ def test_a_figure_that_differs_is_a_miss_and_exit_code_1(recorded, tmp_path, ent
     assert "ce" not in missed
 
 
+@pytest.mark.slow
 def test_a_figure_of_a_peer_that_differs_is_a_miss(recorded, tmp_path):
     figures = dict(np.load(GOLDEN / "peers" / "b8_c10_t4.npz"))
     figures["nkd_t3/grad"] = figures["nkd_t3/grad"] * 1.01
@@ -74,6 +76,7 @@ def test_a_figure_of_a_peer_that_differs_is_a_miss(recorded, tmp_path):
     assert {(found["loss"], found["T"]) for found in missed} == {("nkd", 3.0)}
 
 
+@pytest.mark.slow
 def test_training_follows_the_recorded_trajectory(tmp_path, capsys):
     output = tmp_path / "training.json"
     assert command.main(["training", "--method=dkd", "--steps=12", f"--output={output}"]) == 0

@@ -37,6 +37,7 @@ def planned(tmp_path_factory):
     return done.stdout, json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_a_small_step_is_compiled_for_four_chips(planned):
     text, found = planned
     (plan,) = found["plans"]
@@ -63,6 +64,7 @@ def test_gradients_are_exchanged_in_the_parameters_float32(planned):
     assert bytes_of_parameters <= exchanged < 1.2 * bytes_of_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.wrong_input
 def test_a_program_that_does_not_fit_is_one_line():
     """Images of 2,048 pixels: one batch is 24 GiB."""
@@ -79,6 +81,7 @@ def test_a_program_that_does_not_fit_is_one_line():
     )
 
 
+@pytest.mark.slow
 def test_other_commands_say_nothing_of_a_tpu_that_is_not_there(tmp_path):
     done = run(
         "dgkd_jax.main", *SMALL, "--config.method=ce", "--config.epochs=1", "--config.writers=()",

@@ -27,6 +27,7 @@ def as_shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"data.augment": "pad_crop_flip", "on_device": True}, {"accumulate": 2, "optimizer.name": "dot"}],
@@ -49,6 +50,7 @@ def test_the_step_from_shapes_is_the_step_from_arrays(changes):
     assert step.lower(planned.begins_as, teacher, *shapes).as_text() == expected.as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", program.TARGETS)
 def test_a_target_is_the_program_that_the_run_calls(target, monkeypatch):
     """The whole way, from the config: of generated images a run's source is also its description."""
@@ -86,6 +88,7 @@ def test_an_own_network_by_an_import_path_is_planned_as_it_is_run(own):
         assert fed.program.lower(state, None, *fed.arguments(0, 1)).as_text() == planned
 
 
+@pytest.mark.slow
 def test_a_mesh_of_absent_devices_decides_the_form_and_the_dtype(monkeypatch):
     """As a stand-in for a TPU: a mesh that says so, on this machine's devices."""
     monkeypatch.setattr(sharding, "platform_of", lambda mesh: "tpu")
@@ -148,12 +151,14 @@ def command(*arguments, without=()):
     )
 
 
+@pytest.mark.slow
 def test_help_needs_no_compiler_and_no_tensorflow():
     done = command("--help", without=("libtpu", "tensorflow", "tensorflow_datasets"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "--topology" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.wrong_input
 @pytest.mark.parametrize(
     ("arguments", "without", "message"),

@@ -79,6 +79,7 @@ def twenty(tmp_path_factory):
     return written(folder, output=folder / "report"), folder / "report"
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing(twenty):
     page, _ = twenty
     assert "http" not in page.text
@@ -187,6 +188,7 @@ def test_two_pairs_are_too_few(tmp_path):
     assert written(tmp_path, output=tmp_path / "out").row("kd")[6:] == ["2", "n too small", "–"]
 
 
+@pytest.mark.slow
 def test_each_regime_has_its_own_baseline(tmp_path):
     for regime, epochs, lead in (("short", 4, 0.0), ("long", 8, 0.02)):
         for seed in range(3):
@@ -200,6 +202,7 @@ def test_each_regime_has_its_own_baseline(tmp_path):
         assert row[-1] == f"{regime}/dkd"
 
 
+@pytest.mark.slow
 def test_data_sets_are_kept_apart_and_it_is_said(tmp_path):
     for data, accuracy in (("mnist5k", 0.9), ("fashion_mnist", 0.8)):
         for seed in range(3):
@@ -219,6 +222,7 @@ def test_a_configuration_that_is_no_html_does_not_become_html(tmp_path):
     assert "<b>" not in written(tmp_path, output=tmp_path / "out").text
 
 
+@pytest.mark.slow
 def test_without_output_the_report_is_in_the_first_folder(tmp_path):
     write_run(tmp_path, "ce", 0, accuracy=0.9, diagnosed=False)
     assert compose.write([tmp_path]) == tmp_path / "report" / "index.html"

@@ -34,6 +34,7 @@ def _printed(program: str, **environment: str) -> str:
     return subprocess.run(command, env=own | environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
 def test_a_step_meets_no_page_faults_once_freed_memory_is_kept():
     kept, faults = _printed(_COUNT_FAULTS.format(kept="keep_freed_memory()")).split()
@@ -53,6 +54,7 @@ def test_the_allocator_is_left_alone(environment):
     assert _printed(program, **environment).strip() == "False"
 
 
+@pytest.mark.slow
 def test_distilling_in_a_users_own_process_does_not_touch_its_allocator(monkeypatch):
     """`launch.set_up`, which every command and every worker of a study calls, does."""
     called = []

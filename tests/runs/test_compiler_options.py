@@ -11,6 +11,7 @@ from dgkd_jax.runs.config import validate
 from dgkd_jax.training.build import build
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_with_the_users_options(one_device):
     """Without the pass that joins operations the program has a line for each."""
     lengths = []

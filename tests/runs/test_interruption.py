@@ -39,6 +39,7 @@ def child(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_process_that_does_not_look():
     result = child(
         """

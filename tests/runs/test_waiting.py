@@ -9,6 +9,7 @@ from dgkd_jax.errors import Preempted
 from dgkd_jax.runs import workdir as workdir_lib
 
 
+@pytest.mark.slow
 def test_who_waits_is_told_for_whom_and_goes_on_when_the_other_has_ended(tmp_path, capsys):
     folder, entered, leave = epath.Path(tmp_path), threading.Event(), threading.Event()
 

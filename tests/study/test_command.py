@@ -31,6 +31,7 @@ def get_study():
 """
 
 
+@pytest.mark.slow
 def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys, monkeypatch):
     file = tmp_path / "tiny.py"
     file.write_text(STUDY)

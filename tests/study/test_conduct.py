@@ -24,6 +24,7 @@ def test_workers_share_the_cores_out(monkeypatch, cores, workers, expected):
     assert _own_cores(workers) == expected
 
 
+@pytest.mark.slow
 def test_each_teacher_and_each_cache_is_made_by_one_run_before_others_need_it(tmp_path):
     planned = mnist5k.get_study()
     everything = {"regimes": planned.regimes, "arms": planned.arms}

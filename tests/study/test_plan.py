@@ -6,6 +6,7 @@ from configs.study import fashion_mnist, mnist5k
 from dgkd_jax.study.plan import runs_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [mnist5k, fashion_mnist])
 def test_studies_are_valid_and_seeds_share_their_teachers(module, tmp_path):
     planned = module.get_study()

@@ -15,6 +15,7 @@ from dgkd_jax.study.plan import runs_of
 AFTER_THE_RAMP = Progress(jnp.asarray(90), steps_per_epoch=10, total_steps=100)
 
 
+@pytest.mark.slow
 def test_each_regime_has_three_teachers_of_its_own_data_and_no_arm_changes_one(tmp_path):
     study = cifar10_screening.get_study()
     runs = runs_of(study, output=str(tmp_path), seeds=study.seeds, regimes=study.regimes, arms=study.arms)
@@ -40,6 +41,7 @@ def loss_of(method, z, v, y):
     return method.loss(terms | {"ce": jnp.zeros(())}, AFTER_THE_RAMP)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_logarithm_of_dkd_is_dkds_over_dkd():
     z, v, y = batch()
     value, slope = jax.value_and_grad(loss_of, argnums=1)(DKD(alpha=1.0, beta=2.0, warmup_epochs=2.0), z, v, y)

@@ -166,6 +166,7 @@ def test_long_lists_are_cut_and_counted():
         _convert(state_dict)
 
 
+@pytest.mark.slow
 def test_the_model_that_would_fit_is_named():
     """Of all that there are, so this is one test: they are traced once."""
     for record, looks_like in [
@@ -185,6 +186,7 @@ def test_another_number_of_classes_is_said():
         torch_port.from_torch(_state_dict(), _resnet8(num_classes=10), "resnet8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "vgg8", "mobilenet_v2_half_cifar", "convnext_tiny"])
 def test_another_number_of_classes_gets_a_fresh_head_only_where_asked(name, monkeypatch):
     monkeypatch.setattr(models, "NAMES", ("resnet14",))  # which would fit is not what this is about

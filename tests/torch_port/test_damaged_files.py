@@ -173,6 +173,7 @@ WHOLE_SAFETENSORS = weight_files.encode(
 )
 
 
+@pytest.mark.slow
 @FUZZED
 @given(damages())
 def test_safetensors_damaged_at_random_are_read_as_they_say_or_refused(tmp_path, damage):
@@ -355,6 +356,7 @@ def saved(torch, tmp_path):
     return save
 
 
+@pytest.mark.slow
 def test_a_dictionary_that_holds_itself_is_refused(saved):
     content = {}
     content["model"] = content

@@ -89,6 +89,7 @@ def metadata_of(path):
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_the_exported_student_is_the_one_that_was_evaluated(run, tmp_path, capsys, suffix):
     trained, workdir = run
@@ -131,6 +132,7 @@ def test_arrays_lie_aligned_and_without_gaps():
         assert start + end == len(content)
 
 
+@pytest.mark.slow
 def test_steps_are_chosen(run, tmp_path, capsys):
     trained, workdir = run
     steps = {"last": 4, "4": 4, "3": 3, "best": trained.history.best_step}
@@ -146,6 +148,7 @@ def test_steps_are_chosen(run, tmp_path, capsys):
     assert best == pytest.approx(trained.history.best_accuracy, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_best_is_the_most_accurate_and_not_the_newest(run, tmp_path):
     for file in ("config.json", "student.json"):
         shutil.copy(run[1] / file, tmp_path)
@@ -159,6 +162,7 @@ def test_best_is_the_most_accurate_and_not_the_newest(run, tmp_path):
         assert {float(value) for leaf in jax.tree.leaves(student.variables) for value in leaf.ravel()} == {float(step)}
 
 
+@pytest.mark.slow
 def test_a_run_with_64_bits_is_read_without_the_flag(tmp_path, run):
     """As the teacher of a float64 student: its own configuration does not say so."""
     config = ConfigDict(json.loads((run[1] / "config.json").read_text()))
@@ -255,6 +259,7 @@ def test_a_network_that_does_not_exist_is_said_with_the_nearest_names(run, tmp_p
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_documented_command_needs_no_torch_and_prints_one_line(run, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     output = tmp_path / "student.safetensors"

@@ -137,6 +137,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_parts_train_as_the_whole_batch(case):
     """Parameters, momenta, averages and all metrics after three steps, those that compare whole batches included."""
@@ -152,6 +153,7 @@ def test_parts_train_as_the_whole_batch(case):
         assert_same(found.epoch_totals, whole.epoch_totals, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -171,6 +173,7 @@ def test_a_method_that_needs_the_whole_batch_says_so_and_would_differ(method):
         assert optax.tree.norm(optax.tree.sub(found.params, whole.params)) > 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [CE(), KD()])
 def test_a_loop_over_the_parts_gives_what_parts_written_out_give(monkeypatch, method):
     with jax.enable_x64(True):
@@ -181,6 +184,7 @@ def test_a_loop_over_the_parts_gives_what_parts_written_out_give(monkeypatch, me
         assert_same(run(method, batches=batches, accumulate=2, model=model), written_out, 1e-12)
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_one_part_at_a_time():
     """Rows 0, 2, 4, … first, then 1, 3, 5, …; the running statistics move twice."""
     with jax.enable_x64(True):
@@ -197,6 +201,7 @@ def test_batch_norm_sees_one_part_at_a_time():
         np.testing.assert_allclose(found.totals["loss"][0], np.mean(losses), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_parts_are_the_same_on_any_number_of_devices():
     """With BatchNorm, whose statistics depend on which rows are in a part."""
     with jax.enable_x64(True):
@@ -212,6 +217,7 @@ def test_the_parts_are_the_same_on_any_number_of_devices():
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [False, True])
 def test_no_row_moves_between_devices(monkeypatch, loop):
     """All that the devices exchange are sums, never images or logits."""
@@ -224,6 +230,7 @@ def test_no_row_moves_between_devices(monkeypatch, loop):
     assert {each.kind for each in scaling.collectives(program)} == {"all-reduce"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [False, True])
 def test_parts_need_less_memory(monkeypatch, one_device, loop):
     """As planned by XLA, so the same each time: a quarter of the batch at a time, in less than half of the memory."""
@@ -237,6 +244,7 @@ def test_parts_need_less_memory(monkeypatch, one_device, loop):
     assert planned[4] < 0.5 * planned[1]
 
 
+@pytest.mark.slow
 def test_a_step_with_one_bad_part_is_skipped_and_its_example_is_named():
     bad = batch_of(1)
     bad["image"][7] = np.nan
@@ -258,6 +266,7 @@ def without_batch_norm(source):
     return Given(student=Architecture("plain", model.apply, shapes, initialise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_device", [False, True])
 def test_a_run_in_parts_is_the_run_of_whole_batches(tmp_path, one_device, on_device):
     """Mixed images, an average of the weights, several steps in a call; from the host and from the device's memory."""
@@ -284,6 +293,7 @@ def test_a_run_in_parts_is_the_run_of_whole_batches(tmp_path, one_device, on_dev
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_that_diverges_names_the_examples(tmp_path, one_device):
     config = tiny(**{"method": "ce", "optimizer.learning_rate": 1e30, "accumulate": 4, "nonfinite_limit": 2})
     source = InMemory(config, on_device=False)

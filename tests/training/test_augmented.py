@@ -42,6 +42,7 @@ def whole(tmp_path_factory, one_device):
     return fit(tiny(), workdir, one_device), workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", [1, 2])
 def test_a_run_that_is_stopped_goes_on_bit_equal(tmp_path, one_device, whole, question):
     with pytest.raises(Preempted):
@@ -51,18 +52,21 @@ def test_a_run_that_is_stopped_goes_on_bit_equal(tmp_path, one_device, whole, qu
     assert lines(tmp_path) == lines(whole[1])
 
 
+@pytest.mark.slow
 def test_from_the_devices_memory_it_follows_the_streamed_run(tmp_path, one_device, whole):
     found = fit(tiny(), tmp_path, one_device, on_device=True)
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(whole[0].variables), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # sums in another order, as in test_feed
 
 
+@pytest.mark.slow
 def test_eight_devices_follow_one(tmp_path, whole):
     found = fit(tiny(), tmp_path, sharding.make_mesh())
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(whole[0].variables), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_teacher_sees_the_pixels_that_the_student_sees_and_not_those_of_the_set(one_device):
     config, seen = tiny(method="kd"), {"teacher": [], "student": []}
     source = InMemory(config, on_device=False)
@@ -100,6 +104,7 @@ def small_blocks(monkeypatch, tmp_path):
     caches.use_small_blocks(monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_a_cache_holds_the_logits_of_the_mixed_images_and_training_from_it_is_training_live(tmp_path, one_device):
     config = caches.tiny(method="kd", **QUICK)

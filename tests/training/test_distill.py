@@ -60,6 +60,7 @@ class Counting:
         return knows_the_patterns(images)
 
 
+@pytest.mark.slow
 def test_the_student_learns_and_its_variables_come_back_in_its_own_form(tmp_path):
     found = distill(Plain(), workdir=tmp_path / "run", epochs=12)
     assert found.accuracy > 0.9
@@ -71,6 +72,7 @@ def test_the_student_learns_and_its_variables_come_back_in_its_own_form(tmp_path
     np.testing.assert_allclose(found.network(jnp.asarray(EVALUATE[0])), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "nnx", "function"])
 def test_an_interrupted_run_ends_with_the_same_parameters(tmp_path, monkeypatch, kind):
     student = {"linen": Linen(), "nnx": NNX(rngs=nnx.Rngs(0)), "function": (linear, parameters())}[kind]
@@ -96,6 +98,7 @@ class _stopping:
         pass
 
 
+@pytest.mark.slow
 def test_a_teacher_outside_jax_is_asked_once_for_every_image_that_is_trained_on(tmp_path):
     teacher = Counting()
     first = distill((linear, parameters()), teacher, workdir=tmp_path)
@@ -115,6 +118,7 @@ def a_teacher_of_the_patterns():
     return [0.05 * centres.T.astype(np.float32), {"bias": np.float32(-0.025 * (centres**2).sum(1))}]
 
 
+@pytest.mark.slow
 def test_a_teacher_outside_jax_teaches_as_the_same_one_in_jax(tmp_path):
     """With pixels normalised as the run does, to float32's rounding of the logits."""
     begin = a_teacher_of_the_patterns()
@@ -130,6 +134,7 @@ def test_a_teacher_outside_jax_teaches_as_the_same_one_in_jax(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_function_is_the_whole_objective(tmp_path):
     """Half the squared distance is logit_mse's mean times half the classes, without cross-entropy."""
     own = distill((linear, parameters()), method=half_squared_distance, workdir=tmp_path / "own")
@@ -143,12 +148,14 @@ def test_a_function_is_the_whole_objective(tmp_path):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
 
 
+@pytest.mark.slow
 def test_an_object_of_a_methods_shape_is_a_method(tmp_path):
     own = distill((linear, parameters()), method=KD(temperature=2.0), workdir=tmp_path / "own")
     known = distill((linear, parameters()), method="kd", kd={"temperature": 2.0}, workdir=tmp_path / "known")
     assert_bit_equal(own.variables, known.variables)
 
 
+@pytest.mark.slow
 def test_names_in_a_configuration_give_what_the_objects_give(tmp_path):
     objects = distill(Plain(), None, method="ce", workdir=tmp_path / "objects")
     config = rules_of(tmp_path)
@@ -177,6 +184,7 @@ def rules_of(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_the_work_directory_can_be_evaluated_and_exported_without_the_code(tmp_path, capsys):
     found = distill(Linen(), workdir=tmp_path / "run")
     assert evaluate_command.main([f"--workdir={tmp_path}/run", "--data=clean"]) == 0
@@ -188,6 +196,7 @@ def test_the_work_directory_can_be_evaluated_and_exported_without_the_code(tmp_p
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_a_teacher(tmp_path):
     teacher = distill(Plain(), None, method="ce", workdir=tmp_path / "teacher")  # with the student's own recipe
     student = distill((linear, parameters()), str(tmp_path / "teacher"), workdir=tmp_path / "student")
@@ -203,6 +212,7 @@ def test_lengths_in_epochs_keep_their_share_of_the_recipe():
     assert settings.dkd.warmup_epochs == 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.wrong_input
 def test_a_run_that_has_not_ended_is_no_teacher(tmp_path, monkeypatch):
     with monkeypatch.context() as context:
@@ -271,6 +281,7 @@ def test_what_cannot_be_used_is_named_before_training(tmp_path, case):
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.wrong_input
 def test_a_method_of_other_values_is_not_continued(tmp_path):
     distill((linear, parameters()), method=KD(temperature=2.0), workdir=tmp_path, epochs=1)
@@ -278,6 +289,7 @@ def test_a_method_of_other_values_is_not_continued(tmp_path):
         distill((linear, parameters()), method=KD(temperature=3.0), workdir=tmp_path, epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.wrong_input
 def test_another_network_is_not_continued(tmp_path):
     distill((linear, parameters()), workdir=tmp_path, epochs=1)
@@ -285,6 +297,7 @@ def test_another_network_is_not_continued(tmp_path):
         distill((linear, parameters(1)), workdir=tmp_path, epochs=1)
 
 
+@pytest.mark.slow
 def test_the_callers_process_stays_as_it_was(tmp_path):
     before = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, jax.config.jax_compilation_cache_dir)
     distill((linear, parameters()), workdir=tmp_path, epochs=1, matmul_precision="highest")

@@ -39,6 +39,7 @@ def looped(tmp_path_factory, one_device):
     return fit(tiny(steps_per_call=3), workdir, one_device), workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_call", [1, 3, 16])
 def test_it_follows_the_streamed_run(tmp_path, one_device, streamed, steps_per_call):
     expected, folder = streamed
@@ -54,6 +55,7 @@ def test_it_follows_the_streamed_run(tmp_path, one_device, streamed, steps_per_c
 
 
 # Calls end at 3, 4, 5, 6, 8: metrics are due at 3 and 6, a checkpoint at 5, epochs end at 4 and 8.
+@pytest.mark.slow
 @pytest.mark.parametrize(("question", "saved"), [(0, 3), (2, 5), (3, 6)])
 def test_stopped_within_an_epoch_it_ends_bit_equal(tmp_path, one_device, looped, question, saved):
     expected, folder = looped
@@ -64,12 +66,14 @@ def test_stopped_within_an_epoch_it_ends_bit_equal(tmp_path, one_device, looped,
     assert lines(tmp_path) == lines(folder)
 
 
+@pytest.mark.slow
 def test_how_the_steps_are_cut_into_calls_does_not_change_a_bit(tmp_path, one_device, looped):
     """There is one program for any number of steps."""
     found = fit(tiny(steps_per_call=2, log_every=5, checkpoint_every=0), tmp_path, one_device)
     assert_bit_equal(found.variables, looped[0].variables)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_the_steps_are_taken_otherwise(tmp_path, one_device, streamed):
     with pytest.raises(Preempted, match="stopped after step 3 of 12"):
         fit(tiny(steps_per_call=3), tmp_path, one_device, stop=Asked(0))
@@ -78,6 +82,7 @@ def test_a_run_goes_on_where_the_steps_are_taken_otherwise(tmp_path, one_device,
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # as above
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_call", [1, 3])
 def test_one_trace_per_run_and_no_batch_from_the_host(tmp_path, one_device, monkeypatch, steps_per_call):
     traces = []
@@ -100,6 +105,7 @@ def compiled(config, mesh, *, on_device):
         return fed.program.lower(current, teacher, *fed.arguments(0, 1)).compile()
 
 
+@pytest.mark.slow
 def test_cost_is_that_of_one_step_and_the_state_is_donated(one_device):
     plain = compiled(tiny(), one_device, on_device=False)
     for steps_per_call in (1, 8):
@@ -109,6 +115,7 @@ def test_cost_is_that_of_one_step_and_the_state_is_donated(one_device):
         assert found.memory_analysis().alias_size_in_bytes == plain.memory_analysis().alias_size_in_bytes > 0
 
 
+@pytest.mark.slow
 def test_devices_exchange_what_they_exchange_for_streamed_batches():
     """Gradients, statistics and sums, and nothing to make the batches, which each device cuts out of its own copy."""
     mesh = sharding.make_mesh()
@@ -123,18 +130,21 @@ def test_devices_exchange_what_they_exchange_for_streamed_batches():
     assert kinds[True, 1] == kinds[True, 8] == kinds[False, 1]
 
 
+@pytest.mark.slow
 def test_eight_devices_follow_one(tmp_path, looped):
     found = fit(tiny(steps_per_call=3), tmp_path, sharding.make_mesh())
     for a, b in zip(jax.tree.leaves(found.variables), jax.tree.leaves(looped[0].variables), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # as above
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_named_as_in_a_streamed_run(tmp_path, one_device):
     config = tiny(**{"steps_per_call": 3, "optimizer.learning_rate": 1e30, "nonfinite_limit": 3, "method": "ce"})
     with pytest.raises(NumericFailure, match=r"3 steps in a row, from step 2 on, .*student logits.*of step 2"):
         fit(config, tmp_path, one_device)
 
 
+@pytest.mark.slow
 def test_a_set_that_cannot_be_decoded_is_streamed_and_the_user_is_told(
     tmp_path, one_device, streamed, monkeypatch, capfd
 ):

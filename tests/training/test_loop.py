@@ -92,6 +92,7 @@ def carrying_state():
 
 
 # Batches run two ahead of the steps, so ending the batches after k interrupts about two steps earlier.
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [4, 5, 7])
 def test_an_interrupted_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, uninterrupted, one_device, stop_after):
     expected, folder = uninterrupted
@@ -107,6 +108,7 @@ def test_an_interrupted_run_ends_bit_equal_to_an_uninterrupted_one(tmp_path, uni
 
 
 # A question follows each step and each batch of an evaluation, which has 3: 0–3 steps 1–4, 4–6 the first evaluation, …
+@pytest.mark.slow
 @pytest.mark.parametrize(("question", "saved"), [(0, 1), (2, 3), (4, 4), (6, 4), (8, 6), (10, 8), (13, 8)])
 def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
     tmp_path, one_device, uninterrupted, question, saved
@@ -122,6 +124,7 @@ def test_a_run_that_is_told_to_stop_saves_there_and_ends_bit_equal(
     assert found.history._replace(seconds=0) == expected.history._replace(seconds=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "optimizer"), [("kd", "dot"), ("dkd", "deepkd")])
 def test_each_of_several_momenta_is_kept_over_an_interruption(tmp_path, one_device, method, optimizer):
     config = tiny(**{"method": method, "optimizer.name": optimizer, "epochs": 1, "checkpoint_every": 1})
@@ -133,6 +136,7 @@ def test_each_of_several_momenta_is_kept_over_an_interruption(tmp_path, one_devi
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_best_so_far_and_the_time_spent_are_kept_over_an_interruption(tmp_path, one_device, monkeypatch):
     """The first evaluation, at step 4, is made the best; the first session is made to take 5000 seconds."""
     seen = []
@@ -169,6 +173,7 @@ def test_metrics_are_logged_every_log_every_steps_and_at_the_end(uninterrupted):
     assert all(np.isfinite(value) for value in found[0].values() if not isinstance(value, str))
 
 
+@pytest.mark.slow
 def test_metrics_leave_the_device_only_when_they_are_logged(tmp_path, monkeypatch):
     fetched = []
     compute = loop.metrics.compute
@@ -183,6 +188,7 @@ def rows_of(workdir):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_rows_of_the_epoch_log_are_means_over_the_steps_of_the_epoch(tmp_path, one_device):
     """Against the lines of single steps; not moved by how often metrics are logged or evaluated."""
     each = tiny(method="dkd", log_every=1)
@@ -208,6 +214,7 @@ def test_rows_of_the_epoch_log_are_means_over_the_steps_of_the_epoch(tmp_path, o
     assert seldom == [{name: value for name, value in row.items() if name != "test_acc"} for row in found]
 
 
+@pytest.mark.slow
 def test_evaluations_diagnose_unless_told_not_to(tmp_path, uninterrupted):
     _, workdir = uninterrupted
     names = {"ece", "kl", "agreement", "logit_msd", "nc1", "nc2_norms", "nc2_angles", "nc3", "nc4"}
@@ -221,12 +228,14 @@ def test_evaluations_diagnose_unless_told_not_to(tmp_path, uninterrupted):
     assert set(line) == {"step", "kind", "accuracy", "ce"}
 
 
+@pytest.mark.slow
 def test_a_step_that_copies_from_the_host_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(feed, "ahead", lambda batches, mesh: iter(batches))
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         fit(tiny(), tmp_path)
 
 
+@pytest.mark.slow
 def test_one_trace_per_run(tmp_path, monkeypatch):
     traces = []
     step = build.train_step
@@ -240,6 +249,7 @@ def test_one_trace_per_run(tmp_path, monkeypatch):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_training_on_eight_devices_follows_one_device(tmp_path, one_device):
     config = tiny(method="dgkd")
     one = fit(config, tmp_path / "one", mesh=one_device)
@@ -250,12 +260,14 @@ def test_training_on_eight_devices_follows_one_device(tmp_path, one_device):
     assert one.history.last_accuracy == eight.history.last_accuracy
 
 
+@pytest.mark.slow
 def test_training_learns(tmp_path):
     """Generated classes differ, so a few steps beat chance by far."""
     trained = fit(tiny(epochs=10), tmp_path)
     assert trained.history.best_accuracy > 0.5
 
 
+@pytest.mark.slow
 def test_another_configuration_or_teacher_in_the_folder_is_refused(tmp_path):
     config = tiny(method="kd", epochs=1)
     source, mesh = open_source(config.data), sharding.make_mesh()
@@ -273,6 +285,7 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused_with_one_that_does(tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_loss_that_stays_not_finite_ends_the_run_and_is_never_saved(tmp_path):
     with pytest.raises(
         NumericFailure, match=r"3 steps in a row, from step 2 on, .*student logits, CE in 16 of 16 .*1/0"
@@ -300,6 +313,7 @@ class WithBadPixels:
             yield batch | {"image": image}
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_counted_and_leave_nothing(tmp_path, one_device):
     config = tiny(nonfinite_limit=3, log_every=1)
     bad = WithBadPixels(open_source(config.data), [(2, 5), (3, 0), (6, 1)])
@@ -310,6 +324,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_leave_nothing(tmp_pat
     assert [line["loss"] is None for line in training] == [False, False, True, True, False, False, True, False]
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_in_a_row_name_step_part_and_example(tmp_path):
     config = tiny(nonfinite_limit=3, log_every=8, eval_every=2.0, method="dgkd")
     bad = WithBadPixels(open_source(config.data), [(step, row) for step in (3, 4, 5) for row in (5, 9)])
@@ -351,12 +366,14 @@ def test_time_is_accounted_for_in_parts(uninterrupted):
     assert all(line[part] >= 0 for line in times for part in timing.PARTS)
 
 
+@pytest.mark.slow
 def test_statistics_within_groups_differ_from_those_of_the_whole_batch(tmp_path):
     whole = fit(tiny(epochs=1), tmp_path / "whole")
     groups = fit(tiny(epochs=1, batch_norm_groups=4), tmp_path / "groups")
     assert not np.allclose(whole.variables["batch_stats"]["bn1"]["var"], groups.variables["batch_stats"]["bn1"]["var"])
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_leaves_the_parameters_in_float32(tmp_path):
     half = fit(tiny(**{"student.dtype": "bfloat16", "epochs": 1}), tmp_path / "half")
     assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype(np.float32)}
@@ -382,6 +399,7 @@ def test_history_keeps_the_first_of_the_best():
     assert history[:4] == (0.6, 0.7, 0.7, 2)
 
 
+@pytest.mark.slow
 def test_the_best_evaluation_is_that_of_the_metric_asked_for(tmp_path):
     trained = fit(tiny(best_metric="ce", epochs=3), tmp_path)
     evaluations = [line for line in lines(tmp_path) if line["kind"] == "eval"]

@@ -53,6 +53,7 @@ def assert_same(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "terms"),
     [

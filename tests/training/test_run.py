@@ -60,6 +60,7 @@ def brought(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_a_teacher_with_its_own_classes_and_pixels(brought, tmp_path, capsys):
     (result,) = run(brought, str(tmp_path / "run"))
     assert result["teacher"]["last_accuracy"] == 1.0
@@ -69,6 +70,7 @@ def test_a_teacher_with_its_own_classes_and_pixels(brought, tmp_path, capsys):
     assert (student["num_classes"], student["mean"]) == (CLASSES, [0.485, 0.456, 0.406])
 
 
+@pytest.mark.slow
 def test_a_teacher_that_sees_wrong_pixels_is_refused_before_the_first_step(brought, tmp_path, capsys):
     brought.teacher.mean = brought.teacher.std = ()
     with pytest.raises(BadInput, match=r"is right on \d of 16 images .* guessing is right on 0.*normalised otherwise"):
@@ -77,6 +79,7 @@ def test_a_teacher_that_sees_wrong_pixels_is_refused_before_the_first_step(broug
     assert "pixel mean 0.485 0.456 0.406" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_what_its_teacher_knows(brought, tmp_path, capsys):
     run(brought, str(tmp_path / "run"))
     first = capsys.readouterr().err.splitlines()[3]  # after the lines on building the data set
@@ -95,6 +98,7 @@ def test_one_mean_for_three_channels_is_refused(brought, tmp_path):
         run(brought, str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_teacher_trained_here_is_trained_on_its_own_pixels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = mnist5k.get_config()

@@ -125,6 +125,7 @@ def test_normalize_is_pixel_over_255_minus_mean_over_std():
     assert normalize(already, mean=(0.5, 0.4, 0.2), std=(0.25, 0.3, 0.1)) is already
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ce", "kd", "dkd", "dgkd", "logit_mse", "dist"])  # every kind of term
 def test_loss_of_each_method_is_its_formula(networks, name):
     batch = batch_of(0)
@@ -151,6 +152,7 @@ def test_loss_of_each_method_is_its_formula(networks, name):
         assert tuple(map(int, after.totals["accuracy"])) == (correct, BATCH)
 
 
+@pytest.mark.slow
 def test_step_descends_the_gradient_of_the_loss(networks):
     """Plain SGD without momentum or decay: the change of the weights is −rate times finite differences of the loss."""
     batch = batch_of(1)
@@ -181,6 +183,7 @@ def test_step_descends_the_gradient_of_the_loss(networks):
         np.testing.assert_allclose(moved @ direction, -0.1 * slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kd", "dgkd"])
 def test_one_and_eight_devices_compute_the_same(networks, name):
     with jax.enable_x64(True):
@@ -198,6 +201,7 @@ def test_one_and_eight_devices_compute_the_same(networks, name):
         assert tuple(map(int, one.totals["accuracy"])) == tuple(map(int, eight.totals["accuracy"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "names"),
     [
@@ -225,6 +229,7 @@ def test_named_gradients_with_equal_momenta_train_as_the_whole_gradient(networks
             )
 
 
+@pytest.mark.slow
 def test_a_step_of_named_gradients_that_are_not_finite_is_skipped(networks):
     optimizer = dot(0.1, momentum_task=0.8, momentum_kd=0.9, weight_decay=5e-4)
     bad = batch_of(1)
@@ -237,6 +242,7 @@ def test_a_step_of_named_gradients_that_are_not_finite_is_skipped(networks):
             jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
 
 
+@pytest.mark.slow
 def test_a_step_with_a_label_that_no_class_has_is_skipped_and_its_example_is_named(networks):
     bad = batch_of(1)
     bad["label"][3] = CLASSES
@@ -260,6 +266,7 @@ def test_teacher_is_untouched_and_not_donated(networks):
         jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_teacher_runs_in_evaluation_mode(networks):
     """A batch's other samples do not change what the teacher says of one: logit_msd of a sample alone is its own."""
     with jax.enable_x64(True):
@@ -272,6 +279,7 @@ def test_teacher_runs_in_evaluation_mode(networks):
         np.testing.assert_allclose(after.totals["logit_msd"][0], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_teacher_sees_pixels_normalised_as_its_own(networks):
     student, teacher = networks
     images = np.random.default_rng(4).integers(0, 256, (BATCH, *SHAPE), np.uint8)
@@ -291,6 +299,7 @@ def test_teacher_sees_pixels_normalised_as_its_own(networks):
         np.testing.assert_allclose(after.totals["logit_msd"][0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_average_of_the_variables_follows_its_recursion(networks):
     with jax.enable_x64(True):
         batches = [batch_of(seed) for seed in range(3)]
@@ -302,6 +311,7 @@ def test_average_of_the_variables_follows_its_recursion(networks):
         assert current.evaluated is current.ema
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convention", ["per_sample", "literal", "self_normalized"])
 def test_coupling_with_respect_to_parameters_is_that_of_the_parameter_gradients(networks, convention):
     """Against the Jacobian of the logits, multiplied out."""
@@ -341,6 +351,7 @@ def test_average_and_plain_variables_share_no_buffer(networks):
         assert len(set(pointers)) == len(pointers)
 
 
+@pytest.mark.slow
 def test_evaluation_step_counts_only_the_rows_of_the_mask():
     logits = np.random.default_rng(0).normal(size=(8, CLASSES)).astype(np.float32)
     batch = {
@@ -373,6 +384,7 @@ def test_each_method_reads_its_own_section():
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trajectory", ["dkd", "dgkd_literal", "dgkd_normalized"])
 def test_training_follows_the_pytorch_repository_step_by_step(trajectory):
     """Twelve SGD steps of ResNet-8 taught by ResNet-14, float64, against losses and parameters from PyTorch."""

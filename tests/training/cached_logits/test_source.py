@@ -45,6 +45,7 @@ def small_blocks(monkeypatch, tmp_path):
     use_small_blocks(monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"teacher.mean": (0.9,), "teacher.std": (0.1,), "seed": 3}])
 def test_cached_logits_are_the_teachers_of_the_same_batches_to_float16(tmp_path, changes):
     config = tiny(**changes)
@@ -125,6 +126,7 @@ def exact_teacher(monkeypatch):
     monkeypatch.setattr(running, "teach", taught_in_sixteenths)
 
 
+@pytest.mark.slow
 def test_where_float16_holds_the_logits_training_is_the_same(tmp_path, one_device, exact_teacher):
     config = tiny(method="dgkd")
     make(tmp_path / "c", config)
@@ -137,6 +139,7 @@ def test_where_float16_holds_the_logits_training_is_the_same(tmp_path, one_devic
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_from_the_cache_differs_by_what_rounding_the_teacher_makes(tmp_path):
     """T²·KL(q ‖ p) changes with the teacher's v_j by T·q_j·(log(q_j/p_j) − KL), and v_j by at most `rounding`."""
     config = tiny(method="kd")
@@ -161,6 +164,7 @@ def test_the_loss_from_the_cache_differs_by_what_rounding_the_teacher_makes(tmp_
     assert bound < 1e-3 * live
 
 
+@pytest.mark.slow
 def test_the_compiled_step_holds_no_teacher(tmp_path):
     config = tiny(**{"teacher.model": "small_cnn_w24"})
     make(tmp_path / "c", config)
@@ -195,6 +199,7 @@ def test_rows_of_the_cache_that_are_not_finite_are_found(tmp_path):
     np.testing.assert_array_equal(np.flatnonzero(~np.asarray(finite["teacher logits"])), [5])
 
 
+@pytest.mark.slow
 def test_a_run_does_not_change_over_to_a_cache_but_the_cache_may_move(tmp_path, capsys):
     config = tiny()
     run(config, str(tmp_path / "live"))
@@ -278,6 +283,7 @@ def in_memory(monkeypatch, *, changed=False):
     return config
 
 
+@pytest.mark.slow
 def test_on_the_device_the_batches_bring_the_same_logits(tmp_path, monkeypatch):
     config = in_memory(monkeypatch)
     make(tmp_path / "c", config)

@@ -102,6 +102,7 @@ def server(monkeypatch):
     return records, begun
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_one_record_with_each_metric_once_and_its_results(tmp_path, one_device, server):
     config = tiny(method="ce", diagnose=False, writers=("wandb",), log_every=2, checkpoint_every=0)
 
@@ -158,6 +159,7 @@ def test_a_missing_package_is_one_line_with_the_command_before_anything_begins(n
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_without_tensorboard_nothing_of_tensorflow_is_imported(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -191,6 +193,7 @@ def two_sittings(folder, name):
     return json.loads((folder / "trackers.json").read_text())[name]
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_one_record(tmp_path, monkeypatch, capfd):
     """Needs the package; the stand-in above is tested without it."""
     pytest.importorskip("wandb")
@@ -213,6 +216,7 @@ def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
         trackers.begin(("wandb",), epath.Path(tmp_path), project="digits", config={})
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_one_record_in_a_database(tmp_path, monkeypatch, capfd):
     """Needs the package; the stand-in above is tested without it."""
     mlflow = pytest.importorskip("mlflow")

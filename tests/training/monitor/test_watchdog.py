@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def child(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -23,6 +25,7 @@ with Watchdog(0.5):
     assert "in stuck" in result.stderr
 
 
+@pytest.mark.slow
 def test_beats_keep_the_watchdog_quiet_and_so_does_its_end():
     result = child(
         """
