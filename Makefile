@@ -33,14 +33,13 @@ demo: $(READY)
 # other targets, and pytest by itself, compile as users do.
 QUICK_COMPILE := --xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false
 PYTEST := XLA_FLAGS="$(QUICK_COMPILE) $$XLA_FLAGS" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
-NOT_IN_ONE_PROCESS := not faults and not new_environment
 ## make test    run nine tests in ten, those that take less than a second each
 test: $(TEST_READY)
-	$(PYTEST) -m "not slow and $(NOT_IN_ONE_PROCESS)"
+	$(PYTEST) -m "not slow and not faults and not new_environment"
 
-## make test-all  run all tests but those of the next two
+## make test-all  run all tests that need one process and no PyTorch
 test-all: $(TEST_READY)
-	$(PYTEST) -m "$(NOT_IN_ONE_PROCESS)"
+	$(PYTEST)
 
 ## make test-faults  break whole runs (kill, signals, full disk, lost processes) and look at what is left; try the wheel in an empty environment
 test-faults: $(TEST_READY)

@@ -72,6 +72,11 @@ def test_a_file_that_is_no_configuration_is_named_with_the_reason(content, messa
             "Or give --config.method=kd",
         ),
         ([MNIST, "--config.method=dkd", "--config.dgkd.epsilon=2"], "method dkd does not read it"),
+        ([MNIST, "--config.method=ce,kd", "--config.dgkd.epsilon=2"], "method ce,kd does not read it"),
+        (
+            [MNIST, "--config.method=ce,kd", "--config.dkd.temperature=2"],
+            "config.dkd.temperature would change nothing: method ce,kd reads config.kd.temperature",
+        ),
         (
             [MNIST, "--config.optimizer.momentum_delta=0.05"],
             "config.optimizer.momentum_delta would change nothing: config.optimizer.name=sgd does not read it, dot",

@@ -24,7 +24,7 @@ def described(config: ConfigDict) -> Description:
     """The data set of a run, unopened.
 
     Raises:
-        BadInput: the method is `all`, of which each has another program; or as `describe`.
+        BadInput: there are several methods, of which each has another program; or as `describe`.
     """
     if len(methods.names_of(config)) > 1:
         raise BadInput(f"config.method={config.method}: a plan is of one; give --config.method=dgkd, for example")

@@ -225,7 +225,7 @@ def _fingerprint(host: HostNetwork, source: Source, recorded: epath.Path) -> str
 def _method(method: Any, settings: ConfigDict) -> Any:
     """A `methods.Method` that is an object, as far as it is known before the data; None: it is a name."""
     if isinstance(method, str):
-        if method == "all" or ("," in method and not own_code.is_own(method)):
+        if len(methods.names_of(settings)) > 1:
             raise BadInput(f"method={method!r} is for the command; call distill once for each method")
         return None
     if hasattr(method, "terms") and hasattr(method, "loss"):

@@ -323,3 +323,18 @@ def test_a_users_own_method_by_its_import_path_has_the_arguments_of_the_path():
 def test_what_is_no_method_is_refused(text, message):
     with pytest.raises(BadInput, match=message):
         rules.validate(with_own_method(text))
+
+
+def test_each_method_reads_its_own_section():
+    config = get_config()
+    with config.unlocked():
+        config.update({"kd": {"temperature": 2.0}, "dkd": {"temperature": 3.0}, "dgkd": {"parity_batch": 64}})
+    found = {}
+    for method in METHODS:
+        config.method = method
+        found[method] = from_config(config)
+    read = [found[m].teacher_temperature for m in ("ce", "kd", "dkd", "dgkd", "logit_mse")]
+    assert read == [None, 2.0, 3.0, 3.0, None]
+    assert found["dgkd"].parity_batch == 64
+    assert not found["ce"].needs_teacher
+    assert all(found[m].needs_teacher for m in METHODS if m != "ce")

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from dgkd_jax import models
 from dgkd_jax.models import layers
+from dgkd_jax.models.network import normalize
 
 # Each program runs once, so that optimising it costs far more than it saves.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -429,3 +430,11 @@ def test_max_pool_frames_with_minus_infinity(size):
     with jax.enable_x64(True):
         y = layers.max_pool(jnp.asarray(x), window=3, stride=2, padding=1)
     np.testing.assert_array_equal(y, _windows(x, 3, 2, 1, -np.inf).max((3, 4)))
+
+
+def test_normalize_is_pixel_over_255_minus_mean_over_std():
+    images = np.array([[[[0, 255, 51]]]], np.uint8)
+    found = normalize(jnp.asarray(images), mean=(0.5, 0.4, 0.2), std=(0.25, 0.3, 0.1))
+    np.testing.assert_allclose(found, [[[[-2.0, 2.0, 0.0]]]], atol=1e-6)
+    already = jnp.full((1, 1, 1, 3), 7.5)
+    assert normalize(already, mean=(0.5, 0.4, 0.2), std=(0.25, 0.3, 0.1)) is already

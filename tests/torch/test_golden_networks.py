@@ -1,4 +1,4 @@
-"""Every recorded network against PyTorch's numbers (tests/golden); `make test` computes one of each kind of block."""
+"""Every recorded network against PyTorch's numbers (tests/golden); `make test-all` has one of each kind of block."""
 
 import golden_networks
 import pytest
