@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from dgkd_jax.models import batch_statistics, cpu_convolution, kernel_gradient, platform
+from dgkd_jax.models.onednn import batch_norm as quick_batch_norm
 from dgkd_jax.models.onednn import convolution as onednn
 
 
@@ -149,22 +150,27 @@ class BatchNorm(nn.Module):
                 f"BatchNorm in training needs at least 2 values per channel and group, got {count} "
                 f"(input {x.shape}, groups={self.groups}); use a larger batch or image"
             )
-        mean, var, centred = self._statistics(grouped, axes, running_mean.value, stored.reshape(grouped.shape))
+        mean, var, y = self._normalised(stored.reshape(grouped.shape), scale, bias, axes, running_mean.value)
         if not self.is_initializing():
             self._follow(running_mean, mean.reshape(self.groups, channels))
             self._follow(running_var, var.reshape(self.groups, channels) * (count / (count - 1)))
-        y = centred * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
         return y.reshape(x.shape).astype(self.dtype)
 
-    def _statistics(
-        self, grouped: jax.Array, axes: tuple[int, ...], running_mean: jax.Array, stored: jax.Array
+    def _normalised(
+        self, stored: jax.Array, scale: jax.Array, bias: jax.Array, axes: tuple[int, ...], running_mean: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Mean, variance and deviations; on a CPU in two passes, which keeps the numbers that runs there have had."""
-        if platform.current() == "cpu":
-            return batch_statistics.in_two_passes(grouped, axes)
-        shift = running_mean.astype(grouped.dtype)
-        mean, var = batch_statistics.in_one_pass(grouped, axes, shift=shift, stored=stored)
-        return mean, var, grouped - mean
+        """Mean, variance and output; on a CPU in two passes, which keeps the numbers that runs there have had."""
+        x, on_cpu = stored.astype(scale.dtype), platform.current() == "cpu"
+        if on_cpu and self.groups == 1 and stored.dtype == self.dtype and quick_batch_norm.takes(stored, scale):
+            y, mean, var = quick_batch_norm.normalise(stored, scale, bias, epsilon=self.epsilon)
+            return mean, var, y
+        if on_cpu:
+            mean, var, centred = batch_statistics.in_two_passes(x, axes)
+        else:
+            shift = running_mean.astype(x.dtype)
+            mean, var = batch_statistics.in_one_pass(x, axes, shift=shift, stored=stored)
+            centred = x - mean
+        return mean, var, centred * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
 
     def _group_size(self, x: jax.Array) -> int:
         if self.groups < 1 or x.shape[0] % self.groups:

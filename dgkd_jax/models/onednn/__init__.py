@@ -1,6 +1,6 @@
-"""oneDNN's convolutions on CPUs, as an optional extra: `pip install -e '.[onednn]'`.
+"""What CPUs compute quicker than by XLA, as an optional extra: `pip install -e '.[onednn]'`.
 
-`library` finds oneDNN, builds `conv.cc` against it once and loads it; `convolution` makes it known to JAX.
-`layers.Conv` uses both; where anything is missing, convolutions are XLA's. `python -m dgkd_jax.models.onednn` says what
-is used, and why.
+Convolutions are oneDNN's (`convolution`, `conv.cc`); BatchNorm in training is our own C++ (`batch_norm`,
+`batch_norm.cc`). `library` finds oneDNN, compiles both once and loads them. `layers.Conv` and `layers.BatchNorm` use
+them; where anything is missing, all is XLA's. `python -m dgkd_jax.models.onednn` says what is used, and why.
 """

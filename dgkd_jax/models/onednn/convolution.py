@@ -69,7 +69,7 @@ def _by_onednn(first: jax.Array, second: jax.Array, *, stride: int, padding: Pad
     (top, bottom), (left, right) = padding
     numbers = {"stride": stride, "top": top, "bottom": bottom, "left": left, "right": right}
     numbers["of"] = _ROLES.index(of_what["of"])
-    call = jax.ffi.ffi_call(library.find().target, _result(first, second, **of_what))
+    call = jax.ffi.ffi_call(f"dgkd_convolve_{library.find().key}", _result(first, second, **of_what))
     return call(first, second, **{name: np.int64(number) for name, number in numbers.items()})
 
 

@@ -1,4 +1,4 @@
-"""Finds oneDNN, compiles `conv.cc` against it on first use, and loads it; each once in a process."""
+"""Finds oneDNN, compiles `conv.cc` and `batch_norm.cc` on first use, and loads them; each once in a process."""
 
 import ctypes
 import functools
@@ -15,7 +15,8 @@ import jax
 import jaxlib
 
 SWITCH = "DGKD_ONEDNN"
-_SOURCE = Path(__file__).with_name("conv.cc")
+_SOURCES = [Path(__file__).with_name(name) for name in ("conv.cc", "batch_norm.cc", "pieces.h")]
+_CALLS = ("dgkd_convolve", "dgkd_normalise", "dgkd_pull_back")
 _CACHE = "~/.cache/dgkd_jax/onednn"
 _PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 
@@ -24,13 +25,13 @@ class Library(NamedTuple):
     """The loaded library.
 
     Attributes:
-        target: the name of its custom call. It follows the source and the versions and is part of a program, so a
+        key: ends the names of its custom calls. It follows the sources and the versions and is part of a program, so a
             process finds a program in the compilation cache only if it has what the program calls.
         version: of oneDNN's package.
         takes_bfloat16: whether oneDNN computes in it on this processor.
     """
 
-    target: str
+    key: str
     version: str
     takes_bfloat16: bool
 
@@ -75,7 +76,7 @@ def _load() -> Library:
         raise _Missing(f"{SWITCH}=0")
     if jax.process_count() > 1:  # one that lacked the library would have another program than the rest
         raise _Missing("oneDNN's are for runs of one process")
-    parts = (_SOURCE.read_text(), jaxlib.__version__, binary.version, headers.version)
+    parts = (*(source.read_text() for source in _SOURCES), jaxlib.__version__, binary.version, headers.version)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     try:
         onednn = _file(binary, "libdnnl.so.3")
@@ -83,9 +84,9 @@ def _load() -> Library:
         library = ctypes.CDLL(str(_compiled(key, onednn, _file(headers, "dnnl.hpp").parent)))
     except OSError as error:
         raise _Missing(f"oneDNN cannot be loaded: {error}") from error
-    target = f"dgkd_convolve_{key}"
-    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(library.dgkd_convolve), platform="cpu")
-    return Library(target, binary.version, bool(library.dgkd_takes_bfloat16()))
+    for call in _CALLS:
+        jax.ffi.register_ffi_target(f"{call}_{key}", jax.ffi.pycapsule(getattr(library, call)), platform="cpu")
+    return Library(key, binary.version, bool(library.dgkd_takes_bfloat16()))
 
 
 def _file(package: metadata.Distribution, name: str) -> Path:
@@ -105,9 +106,10 @@ def _compiled(key: str, onednn: Path, include: Path) -> Path:
     library.parent.mkdir(parents=True, exist_ok=True)
     compiler, own = os.environ.get("CXX", "g++"), library.with_suffix(f".{os.getpid()}")
     command = [*shlex.split(compiler), "-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
+    sources = [str(source) for source in _SOURCES if source.suffix == ".cc"]
     try:
         subprocess.run(
-            [*command, f"-I{jax.ffi.include_dir()}", f"-I{include}", str(_SOURCE), "-o", str(own), str(onednn)],
+            [*command, f"-I{jax.ffi.include_dir()}", f"-I{include}", *sources, "-o", str(own), str(onednn)],
             check=True, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         own.replace(library)
@@ -115,7 +117,7 @@ def _compiled(key: str, onednn: Path, include: Path) -> Path:
         raise _Missing(f"oneDNN is installed, but the compiler {compiler} is not") from error
     except subprocess.SubprocessError as error:
         said = [line for line in (getattr(error, "stderr", None) or "").splitlines() if "error" in line]
-        raise _Missing(f"{compiler} could not compile {_SOURCE}: {(said or [error])[0]}") from error
+        raise _Missing(f"{compiler} could not compile {_SOURCES[0].parent}: {(said or [error])[0]}") from error
     finally:
         own.unlink(missing_ok=True)
     return library

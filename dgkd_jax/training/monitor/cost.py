@@ -36,7 +36,7 @@ def cost(compiled: jax.stages.Compiled, *, platform: str, is_loop: bool = False)
 
 def _leaves_it_to_vendors(compiled: jax.stages.Compiled, platform: str) -> bool:
     library = onednn.find() if platform == "cpu" else None
-    return platform == "gpu" or (library is not None and library.target in compiled.as_text())
+    return platform == "gpu" or (library is not None and library.key in compiled.as_text())
 
 
 def summary(found: dict[str, float]) -> str:
