@@ -48,4 +48,5 @@ def get_study() -> Study:
         regimes=arms.screened_regimes(screened),
         baseline=arms.BASELINE,
         rows="docs/results/cifar10_screening.jsonl",
+        decides=False,
     )

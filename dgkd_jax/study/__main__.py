@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dgkd_jax import methods
 from dgkd_jax.errors import ArgumentParser, BadInput, did_you_mean, exit_code_of
 from dgkd_jax.report import compose
 from dgkd_jax.study import figures, results, rows
@@ -73,7 +74,8 @@ def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
         if not any(row["status"] == "done" for row in outcomes):
             raise BadInput(f"no run of {path} is done beneath {arguments.output}; first run it, without --results")
         planned = [(run.regime, run.arm, run.seed) for run in runs]
-        found.append(results.Found(study.name, path, study.about, study.baseline, planned, outcomes))
+        about = study.name, path, study.about, study.baseline
+        found.append(results.Found(*about, planned, outcomes, study.decides, _comparable(study, runs)))
     given = {
         "seeds": arguments.seeds,
         "regimes": arguments.regimes,
@@ -82,10 +84,32 @@ def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
     }
     options = "".join(f" --{name}={shlex.quote(value)}" for name, value in given.items() if value is not None)
     options += " --cache-teacher" if arguments.cache_teacher else ""
-    figures.forest(results.verdicts(found), results.picture_of(arguments.results))
+    _draw(found, arguments.results)
     text = results.markdown(found, options=options, output=arguments.results)
     Path(arguments.results).write_text(text)
     return f"{arguments.results}: {sum(row['status'] == 'done' for study in found for row in study.rows)} runs"
+
+
+def _draw(found: list[results.Found], output: str) -> None:
+    verdicts = results.verdicts(found)
+    figures.forest(verdicts, results.picture_of(output))
+    for study in found:
+        if of_regimes := results.norms_of(study):
+            figures.norms(of_regimes, results.picture_of(output, f"{study.name}_norms"))
+        if points := results.sweep_of(verdict for verdict in verdicts if verdict.study == study.name):
+            figures.sweep(points, results.picture_of(output, f"{study.name}_sweep"))
+
+
+def _comparable(study: Study, runs: list[Run]) -> frozenset[tuple[str, str]]:
+    """The (regime, arm) pairs that read the teacher at the temperature of their regime's baseline."""
+    configs = {(run.regime, run.arm): run.config for run in runs}
+    temperature = {cell: methods.from_config(config).teacher_temperature for cell, config in configs.items()}
+    return frozenset(
+        (regime, arm)
+        for regime, arm in configs
+        if temperature[regime, arm] is not None
+        and temperature[regime, arm] == temperature.get((regime, study.baseline))
+    )
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

@@ -31,6 +31,8 @@ class Study(NamedTuple):
         teachers: how many; student seed s is taught by that of seed base.teacher.seed + s % teachers.
         rows: a file that keeps a line for each finished run ("" = none); such a run is never repeated, even if its work
             directory is lost.
+        decides: whether its comparisons are tested. A screening or a sweep is not: its results have intervals and no
+            verdicts, and other studies' tests are not corrected for it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Study(NamedTuple):
     baseline: str
     teachers: int = 1
     rows: str = ""
+    decides: bool = True
 
 
 class Run(NamedTuple):

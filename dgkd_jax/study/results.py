@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgkd_jax.report import significance
-from dgkd_jax.study import inference, rows
+from dgkd_jax.study import inference, norms, rows
 
 LEVEL = inference.LEVEL
 WITHIN = 0.3  # points of accuracy that count as no difference
@@ -40,6 +40,8 @@ class Found(NamedTuple):
         baseline: the arm that the others are compared with.
         planned: (regime, arm, seed) of every run.
         rows: from `conduct.outcome`; finished runs also have "last", the metrics of their last evaluation.
+        decides: see `plan.Study`.
+        comparable: (regime, arm) pairs whose methods have the baseline's temperature, so that their gradients compare.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Found(NamedTuple):
     baseline: str
     planned: Sequence[tuple[str, str, int]]
     rows: Sequence[dict[str, Any]]
+    decides: bool = True
+    comparable: frozenset[tuple[str, str]] = frozenset()
 
 
 class Verdict(NamedTuple):
@@ -57,6 +61,7 @@ class Verdict(NamedTuple):
         differences: of each pair.
         corrected: p-value, corrected for all tests; None: too few pairs for a test.
         detectable: the true difference that the test would find with 80 % power; None likewise.
+        decides: whether its study's comparisons are tested.
         is_equivalent: two one-sided tests at 5 % say that the true difference lies within ± WITHIN.
     """
 
@@ -68,10 +73,13 @@ class Verdict(NamedTuple):
     corrected: float | None = None
     detectable: float | None = None
     is_equivalent: bool = False
+    decides: bool = True
 
     @property
     def says(self) -> str:
-        """`better`, `worse`, `not shown`, `within ± 0.3` or `too few seeds`."""
+        """`better`, `worse`, `not shown`, `within ± 0.3`, `too few seeds` or `not tested`."""
+        if not self.decides:
+            return "not tested"
         if self.corrected is None:
             return "too few seeds" if self.comparison.pairs < significance.MIN_PAIRS else "not shown"
         if self.corrected < LEVEL and self.is_apart:
@@ -94,8 +102,8 @@ def verdicts(studies: Iterable[Found]) -> list[Verdict]:
                 ours, baseline = zip(*pairs, strict=True)
                 comparison = significance.paired([100 * v for v in ours], [100 * v for v in baseline])
                 differences = tuple(100 * (a - b) for a, b in pairs)
-                found.append(Verdict(study.name, regime, arm, comparison, differences))
-    tested = [index for index, verdict in enumerate(found) if verdict.comparison.p is not None]
+                found.append(Verdict(study.name, regime, arm, comparison, differences, decides=study.decides))
+    tested = [index for index, verdict in enumerate(found) if verdict.decides and verdict.comparison.p is not None]
     corrected = significance.holm([found[index].comparison.p for index in tested])
     for index, p in zip(tested, corrected, strict=True):
         count, error = found[index].comparison.pairs, found[index].comparison.standard_error
@@ -122,9 +130,31 @@ def pooled(found: Iterable[Verdict]) -> dict[str, tuple[int, inference.Estimate]
     return estimates
 
 
-def picture_of(output: str) -> Path:
-    """The file of the forest plot beside a document."""
-    return Path(output).parent / "figures" / f"{Path(output).stem}_forest.png"
+def picture_of(output: str, shows: str = "forest") -> Path:
+    """The file of a picture beside a document: `forest`, or of a study `NAME_norms` or `NAME_sweep`."""
+    return Path(output).parent / "figures" / f"{Path(output).stem}_{shows}.png"
+
+
+def norms_of(study: Found) -> dict[str, list[norms.ArmNorms]]:
+    """Regime -> the gradients of its comparable arms along the training, for regimes with two such arms or more."""
+    found = {}
+    for regime in dict.fromkeys(regime for regime, _ in _cells(study)):
+        arms = [arm for other, arm in _cells(study) if other == regime and (regime, arm) in study.comparable]
+        these = norms.of_regime([row for row in study.rows if row["regime"] == regime], arms)
+        if len(these) > 1:
+            found[regime] = these
+    return found
+
+
+def sweep_of(found: Iterable[Verdict]) -> dict[str, list[tuple[float, Verdict]]]:
+    """Regime -> (setting, its difference from the baseline) by rising setting, of a study whose arms are numbers."""
+    points: dict[str, list[tuple[float, Verdict]]] = {}
+    for verdict in found:
+        try:
+            points.setdefault(verdict.regime, []).append((float(verdict.arm), verdict))
+        except ValueError:
+            return {}
+    return {regime: sorted(these, key=lambda point: point[0]) for regime, these in points.items()}
 
 
 def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
@@ -146,14 +176,14 @@ def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
         "*Each arm's difference from the baseline in points of accuracy, with its 95 % interval over seeds; "
         f"grey: ± {WITHIN} points.*\n",
         _pooled_table(found),
-        *(_study(study, [verdict for verdict in found if verdict.study == study.name]) for study in studies),
+        *(_study(study, [verdict for verdict in found if verdict.study == study.name], output) for study in studies),
         "## How to read this\n",
         "A verdict needs a difference from the baseline of more than two standard errors and a p-value (paired t-test, "
         f'corrected by Holm\'s method for all tests) below 5 %; else it is "not shown", or "within ± {WITHIN}" where '
         "two one-sided tests at 5 % say that the difference is no larger. Not shown does not mean absent: the column "
         '"would see" has the true difference that the test finds with a probability of 80 %. '
         "Accuracies are of the last epoch, in percent, mean ± standard deviation over seeds of the student (order, "
-        "initial weights, augmentation); one teacher for all. Differences are in points, ± their standard error. "
+        "initial weights, augmentation). Differences are in points, ± their standard error. "
         "NC1–NC3 fall towards 0 as a network collapses (Papyan et al. 2020).\n",
     ]
     return "\n".join(parts)
@@ -161,7 +191,7 @@ def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
 
 def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
     lines = ["## The answer\n"]
-    names = {study.name for study in studies}
+    names = {study.name for study in studies if study.decides}
     for says, title in (("better", "Better than the baseline"), ("worse", "Worse than the baseline")):
         where: dict[tuple[str, str], set[str]] = {}
         for verdict in found:
@@ -182,13 +212,20 @@ def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
     tested = [verdict for verdict in found if verdict.corrected is not None]
     said = Counter(verdict.says for verdict in tested)
     line = (
-        f"- {len(tested)} of {len(found)} comparisons were tested; others have fewer than three seeds, or equal pairs."
+        f"- {len(tested)} of {len(found)} comparisons were tested; others have fewer than three seeds, equal pairs, or "
+        "are of a study that only looks."
     )
     if tested:
         typical = statistics.median(verdict.detectable for verdict in tested)
         line += (
             f" {said['not shown']} of them show no difference, down to a median of {typical:.1f} points (80 % power), "
             f"and {said[f'within ± {WITHIN}']} show that there is none of more than {WITHIN} points."
+        )
+        spread = max(verdict.comparison.standard_error * verdict.comparison.pairs**0.5 for verdict in tested)
+        needed = inference.pairs_needed(spread, WITHIN, tests=len(tested))
+        line += (
+            f" The differences' largest standard deviation is {spread:.2f} points: to see {WITHIN} points with 80 % "
+            f"power in each takes {needed} seeds."
         )
     lines.append(f"{line}\n")
     return "\n".join(lines)
@@ -209,7 +246,7 @@ def _pooled_table(found: list[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _study(study: Found, found: list[Verdict]) -> str:
+def _study(study: Found, found: list[Verdict], output: str) -> str:
     done = [row for row in study.rows if row["status"] == "done"]
     failed = [row for row in study.rows if row["status"] == "failed"]
     hours = sum(row["student"]["seconds"] for row in done) / 3600
@@ -222,6 +259,7 @@ def _study(study: Found, found: list[Verdict]) -> str:
     regimes = list(dict.fromkeys(regime for regime, _ in _cells(study)))
     for regime in regimes:
         lines += [f"### {study.name}: {regime}\n", *_table(study, regime, found), ""]
+    lines += [_norms(study, output), _sweep(study, found, output)]
     for row in failed:
         lines.append(f"- failed: {row['regime']} / {row['arm']}, seed {row['seed']}: {row['error']}")
     missing: dict[str, list[str]] = {}
@@ -232,6 +270,32 @@ def _study(study: Found, found: list[Verdict]) -> str:
         listed = "; ".join(f"{regime}: {', '.join(arms)}" for regime, arms in missing.items())
         lines.append(f"\nPlanned and not run, so nothing can be said of them: {listed}.\n")
     return "\n".join(lines)
+
+
+def _norms(study: Found, output: str) -> str:
+    of_regimes = norms_of(study)
+    if not of_regimes:
+        return ""
+    found = {regime: (len(arms), norms.rank_correlation(arms)) for regime, arms in of_regimes.items()}
+    said = [f"{regime} {rho:+.2f} ({count} arms)" for regime, (count, rho) in found.items() if rho is not None]
+    lines = [
+        f"### {study.name}: norms of the gradients\n",
+        f"![Norms of the gradients](figures/{picture_of(output, f'{study.name}_norms').name})\n",
+        "*Norm of TCKD's and of NCKD's gradient with respect to the logits along the training, and of both at the end "
+        "beside the accuracy; arms with the baseline's temperature, means over seeds.*\n",
+    ]
+    if said:
+        lines.append(f"Rank correlation of the norm at the end with the accuracy, over arms: {'; '.join(said)}.\n")
+    return "\n".join(lines)
+
+
+def _sweep(study: Found, found: list[Verdict], output: str) -> str:
+    if not sweep_of(found):
+        return ""
+    return (
+        f"![Differences along the sweep](figures/{picture_of(output, f'{study.name}_sweep').name})\n\n"
+        "*Difference from the baseline in points of accuracy by the arm's setting, with 95 % intervals over seeds.*\n"
+    )
 
 
 def _table(study: Found, regime: str, found: list[Verdict]) -> list[str]:
@@ -273,7 +337,12 @@ def _wide_interval(study: Found, regime: str, arm: str) -> tuple[float, float] |
     if arm == study.baseline or len(seeds) < significance.MIN_PAIRS:
         return None
     ours, theirs = (np.stack([rows.wrong_examples(one[seed]) for seed in seeds]) for one in of_arms)
-    return inference.with_test_images(ours, theirs, [of_arms[1][seed]["teacher_seed"] for seed in seeds]).interval
+    return inference.with_test_images(ours, theirs, [_teacher(of_arms[1][seed]) for seed in seeds]).interval
+
+
+def _teacher(row: dict[str, Any]) -> str:
+    """Seed and weights: on another machine the same seed gives another teacher."""
+    return f"{row['teacher_seed']} {(row['teacher'] or {}).get('fingerprint', '')}"
 
 
 def _cells(study: Found) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dgkd_jax.study import inference, results, rows
+from dgkd_jax.study import figures, inference, norms, results, rows
 
 
 def row(regime, arm, seed, accuracy, **last):
@@ -44,10 +44,8 @@ def test_a_large_difference_on_two_seeds_is_no_verdict_and_no_test():
     one = found(dkd=BASE[:2], better=[0.99, 0.991])
     (verdict,) = results.verdicts([one])
     assert verdict.says == "too few seeds"
-    assert (
-        "- 0 of 1 comparisons were tested; others have fewer than three seeds, or equal pairs.\n"
-        in results.markdown([one], options="", output="R.md")
-    )
+    text = results.markdown([one], options="", output="R.md")
+    assert "- 0 of 1 comparisons were tested; others have fewer than three seeds, equal pairs, or are of a" in text
 
 
 def test_only_tests_that_were_made_are_corrected_for_and_say_what_they_would_see():
@@ -87,9 +85,8 @@ def test_the_answer_tells_what_holds_on_every_set_from_what_holds_on_one():
     assert "- Better than the baseline on every set: a (standard)." in text
     assert "- Better than the baseline on some: b (standard; digits)." in text
     assert "- Worse than the baseline on every set: none." in text
-    assert (
-        "- 4 of 4 comparisons were tested; others have fewer than three seeds, or equal pairs. 1 of them show" in text
-    )
+    assert "- 4 of 4 comparisons were tested; others have" in text
+    assert "a study that only looks. 1 of them show" in text
     deviation = np.std(np.array(BETTER) * 100, ddof=1)
     error = np.std((np.array(BETTER) - BASE) * 100, ddof=1) / 5**0.5
     assert f"| a | 5 | 96.00 ± {deviation:.2f} | +1.00 ± {error:.2f} |" in text
@@ -135,4 +132,94 @@ def test_rows_that_know_the_wrong_images_give_an_interval_with_images_and_teache
     assert f"| {low:+.2f} … {high:+.2f} |" in text
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+def test_a_study_that_only_looks_is_neither_tested_nor_counted():
+    looking = found("screening", dkd=BASE, a=BETTER)._replace(decides=False)
+    verdicts = {(v.study, v.arm): v for v in results.verdicts([found(dkd=BASE, a=BETTER), looking])}
+    assert verdicts["digits", "a"].corrected == pytest.approx(stats.ttest_rel(BETTER, BASE).pvalue)  # Holm: of one
+    assert verdicts["screening", "a"].says == "not tested"
+    assert verdicts["screening", "a"].comparison.interval is not None
+    text = results.markdown([found(dkd=BASE, a=BETTER), looking], options="", output="R.md")
+    assert "- Better than the baseline on every set: a (standard)." in text
+    assert "- 1 of 2 comparisons were tested;" in text
+
+
+def test_the_answer_says_how_many_seeds_would_see_a_small_difference():
+    text = results.markdown([found(dkd=BASE, noise=NOISE, a=BETTER)], options="", output="R.md")
+    deviation = 100 * np.std(np.array(NOISE) - BASE, ddof=1)  # the larger one
+    needed = inference.pairs_needed(deviation, 0.3, tests=2)
+    assert f"is {deviation:.2f} points: to see 0.3 points with 80 % power in each takes {needed} seeds." in text
+
+
+def test_the_same_seed_on_another_machine_is_another_teacher():
+    one, other, again = (
+        {"teacher_seed": 1, "teacher": {"fingerprint": print_}} for print_ in ("952e1608", "11111111", "952e1608")
+    )
+    assert results._teacher(one) == results._teacher(again)
+    assert results._teacher(one) != results._teacher(other)
+    assert results._teacher({"teacher_seed": 1, "teacher": None}) != results._teacher(one)
+
+
+# -- gradients along the training, and sweeps --------------------------------------------------------------------------
+
+
+def with_norms(accuracies):
+    """A study of one seed whose arm i has gradients of norm 3(i + 1) and 4(i + 1) at the end."""
+    study_ = found(**{arm: [accuracy] for arm, accuracy in accuracies.items()})
+    for index, each in enumerate(study_.rows, start=1):
+        each["curves"] = {"step": [5, 10], "target_gradmag": [9, 3 * index], "nontarget_gradmag": [8, 4 * index]}
+    return study_._replace(comparable=frozenset(("standard", arm) for arm in accuracies))
+
+
+def test_norms_at_the_end_are_ranked_against_the_accuracies():
+    study_ = with_norms({"dkd": 0.9, "a": 0.8, "b": 0.85, "c": 0.7})
+    (arms,) = results.norms_of(study_).values()
+    assert [arm.last for arm in arms] == [5, 10, 15, 20]  # 3, 4, 5
+    assert arms[0].progress.tolist() == [0.5, 1.0]
+    rho = stats.spearmanr([5, 10, 15, 20], [0.9, 0.8, 0.85, 0.7]).statistic
+    assert norms.rank_correlation(arms) == pytest.approx(rho)
+    text = results.markdown([study_], options="", output="R.md")
+    assert f"with the accuracy, over arms: standard {rho:+.2f} (4 arms)." in text
+    assert "(figures/R_digits_norms.png)" in text
+
+
+def test_norms_of_several_seeds_are_averaged():
+    study_ = found(dkd=[0.9, 0.8], a=[0.7, 0.7])
+    for each in study_.rows:
+        each["curves"] = {"step": [4, 8], "target_gradmag": [1.0, each["seed"]], "nontarget_gradmag": [2.0, 0.0]}
+    (arms,) = results.norms_of(study_._replace(comparable=frozenset({("standard", "dkd"), ("standard", "a")}))).values()
+    assert arms[0].norms["target_gradmag"].tolist() == [1.0, 0.5]
+    assert arms[0].accuracy == pytest.approx(85)
+
+
+def test_arms_at_another_temperature_or_without_curves_are_left_out():
+    study_ = with_norms({"dkd": 0.9, "a": 0.8, "b": 0.85, "c": 0.7})
+    del study_.rows[1]["curves"]
+    study_ = study_._replace(comparable=study_.comparable - {("standard", "b")})
+    (arms,) = results.norms_of(study_).values()
+    assert [arm.arm for arm in arms] == ["dkd", "c"]
+    assert norms.rank_correlation(arms) is None
+    assert results.norms_of(study_._replace(comparable=frozenset())) == {}
+
+
+def test_arms_that_are_numbers_are_a_sweep_in_order():
+    study_ = found(**{"dkd": BASE, "1": BETTER, "-3": NOISE, "0.3": NOISE})
+    points = results.sweep_of(results.verdicts([study_]))["standard"]
+    assert [setting for setting, _ in points] == [-3, 0.3, 1]
+    assert points[2][1].comparison.mean == pytest.approx(1.0)
+    assert results.sweep_of(results.verdicts([found(**{"dkd": BASE, "1": BETTER, "b": NOISE})])) == {}
+    assert "(figures/R_digits_sweep.png)" in results.markdown([study_], options="", output="R.md")
+
+
+def test_the_pictures_show_every_arm(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    figures.norms(results.norms_of(with_norms({"dkd": 0.9, "a": 0.8, "b": 0.85, "c": 0.1})), tmp_path / "norms.png")
+    curves, more_curves, ends, bar = drawn[0].axes
+    assert [len(axis.lines) for axis in (curves, more_curves)] == [4, 4]
+    assert bar.get_ylim()[0] > 70  # c has failed and does not take the others' colours
+    assert len(ends.collections[0].get_offsets()) == 3
+    study_ = found(**{"dkd": BASE, "1": BETTER, "-3": NOISE})
+    figures.sweep(results.sweep_of(results.verdicts([study_])), tmp_path / "sweep.png")
+    (panel,) = drawn[1].axes
+    assert panel.lines[1].get_xdata().tolist() == [-3, 1]
+    assert panel.lines[1].get_ydata()[1] == pytest.approx(1.0)
