@@ -23,8 +23,9 @@ constexpr int64_t kFewestNumbers = 1 << 16;  // of a piece
 constexpr int64_t kLanes = 256;  // rows of fewer channels are read several at a time, as one row of at least so many
 constexpr int64_t kBlock = 64;  // so many numbers are summed in float32, their sums in float64
 
-// A function's clones are for processors with wider registers; the loader takes the widest.
-#if defined(__x86_64__) && defined(__GLIBC__)
+// A function's clones are for processors with wider registers; the loader takes the widest. Older compilers do not know
+// these names.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define DGKD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DGKD_CLONES
