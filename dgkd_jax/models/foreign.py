@@ -23,6 +23,7 @@ from flax import nnx
 
 from dgkd_jax import own_code
 from dgkd_jax.errors import BadInput
+from dgkd_jax.models import initial_values
 from dgkd_jax.models.architecture import Architecture
 
 # Argument of a network's call -> whether it is true in training.
@@ -183,6 +184,8 @@ def _linen(module: nn.Module, variables: Any, name: str) -> Architecture:
     def initialise(image_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
         if variables is not None:
             return jax.tree.map(np.asarray, _split(nn.unbox(variables)))
+        if rules := getattr(module, "initial_values", None):  # a module of ours declares its leaves without values
+            return _split(initial_values.fill(_joined(shapes(image_shape)), rules, seed))
         images = jnp.zeros((1, *image_shape), jnp.float32)
         return jax.tree.map(np.asarray, jax.jit(initial)(jax.random.key(seed), images))
 

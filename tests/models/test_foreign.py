@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from own_networks import CLASSES, NNX, SHAPE, Linen, Plain, linear, parameters, two_results
 
+from dgkd_jax import models
 from dgkd_jax.errors import BadInput
 from dgkd_jax.models import foreign, stored_program
 
@@ -34,6 +35,15 @@ def test_a_linen_module_begins_from_its_own_init_and_gives_its_own_logits_and_st
     _, updated = trained(found, packed)
     expected = module.apply(own, IMAGES, train=True, mutable=["batch_stats"], rngs={"params": jax.random.key(0)})[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updated["batch_stats"], expected)
+
+
+def test_a_module_of_ours_begins_from_the_values_that_it_has_by_its_name():
+    module = models.create("small_cnn_w8", num_classes=CLASSES)
+    found = checked(module)
+    packed = found.initialise(SHAPE, 3)
+    own = models.initialise(module, SHAPE, 3)
+    jax.tree.map(np.testing.assert_array_equal, found.unpacked(packed), own)
+    np.testing.assert_allclose(found.apply(packed, IMAGES), module.apply(own, IMAGES), rtol=1e-6)
 
 
 def test_an_nnx_module_gives_its_own_logits_and_statistics_and_stays_as_it_was():
