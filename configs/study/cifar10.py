@@ -1,4 +1,4 @@
-"""The confirmation on photographs: six contrasts with DKD of tuned weight, on CIFAR-10's test images, fresh seeds.
+"""The confirmation on photographs: six contrasts with DKD of tuned weight, on images that decided nothing, fresh seeds.
 
     CIFAR10_FOLDER=DIR python -m dgkd_jax.study --config=configs/study/cifar10.py --cache-teacher --workers=2
 
@@ -26,8 +26,8 @@ def get_study() -> Study:
     chosen = {arm for each in _CONTRASTS.values() for arm in each}
     return Study(
         name="cifar10",
-        about="10,000 CIFAR-10 photographs train, the 10,000 test images evaluate, 30 epochs; teachers resnet20 "
-        "(three, 60 epochs), student resnet8.",
+        about="10,000 CIFAR-10 photographs train, the 10,000 test images and 30,000 other training images evaluate, 30 "
+        "epochs; teachers resnet20 (three, 60 epochs), student resnet8.",
         base=base,
         seeds=tuple(range(100, 148)),
         teachers=3,
