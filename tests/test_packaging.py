@@ -66,7 +66,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(wheel):
     written = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "dgkd_jax").rglob("*")
-        if path.suffix in (".py", ".cc") or path.name == "py.typed"
+        if path.suffix in (".py", ".cc", ".h") or path.name == "py.typed"
     }
     assert held == written
 
