@@ -184,8 +184,8 @@ def _linen(module: nn.Module, variables: Any, name: str) -> Architecture:
     def initialise(image_shape: tuple[int, int, int], seed: int) -> dict[str, Any]:
         if variables is not None:
             return jax.tree.map(np.asarray, _split(nn.unbox(variables)))
-        if rules := getattr(module, "initial_values", None):  # a module of ours declares its leaves without values
-            return _split(initial_values.fill(_joined(shapes(image_shape)), rules, seed))
+        if _is_ours(module):  # it declares its leaves without values
+            return _split(initial_values.fill(_joined(shapes(image_shape)), module.initial_values, seed))
         images = jnp.zeros((1, *image_shape), jnp.float32)
         return jax.tree.map(np.asarray, jax.jit(initial)(jax.random.key(seed), images))
 
@@ -199,6 +199,11 @@ def _linen(module: nn.Module, variables: Any, name: str) -> Architecture:
         unpacked=_joined,
         begins_from=variables,
     )
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """Whether it is a network of `dgkd_jax.models`, or of a class derived from one."""
+    return any(kind.__module__.startswith("dgkd_jax.models.") for kind in type(module).__mro__)
 
 
 def _split(collections: Any) -> dict[str, Any]:

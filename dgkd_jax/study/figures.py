@@ -104,4 +104,4 @@ def sweep(of_regimes: Mapping[str, Sequence[tuple[float, Verdict]]], path: os.Pa
 
 def _save(figure: Figure, path: os.PathLike) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)

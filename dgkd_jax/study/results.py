@@ -191,6 +191,10 @@ def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
 
 def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
     lines = ["## The answer\n"]
+    for study in studies:
+        done, planned = sum(row["status"] == "done" for row in study.rows), len(study.planned)
+        if study.decides and done < planned:
+            lines.append(f"- {study.name}: {done} of {planned} planned runs are done, so all this is interim.")
     names = {study.name for study in studies if study.decides}
     for says, title in (("better", "Better than the baseline"), ("worse", "Worse than the baseline")):
         where: dict[tuple[str, str], set[str]] = {}

@@ -46,6 +46,14 @@ def test_a_module_of_ours_begins_from_the_values_that_it_has_by_its_name():
     np.testing.assert_allclose(found.apply(packed, IMAGES), module.apply(own, IMAGES), rtol=1e-6)
 
 
+def test_a_foreign_module_with_an_attribute_of_that_name_keeps_its_own_values():
+    class Named(Linen):
+        initial_values: tuple = ("mine",)
+
+    packed, own = (checked(module).initialise(SHAPE, 3) for module in (Named(), Linen()))
+    jax.tree.map(np.testing.assert_array_equal, packed, own)
+
+
 def test_an_nnx_module_gives_its_own_logits_and_statistics_and_stays_as_it_was():
     module = NNX(rngs=nnx.Rngs(0))
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat))))

@@ -107,6 +107,15 @@ def test_who_is_ahead_everywhere_without_a_verdict_is_named_as_a_candidate():
     assert "before any correction, so to be looked at again on fresh seeds: a (standard)." in text
 
 
+def test_what_is_said_before_all_planned_runs_are_done_is_interim():
+    study_ = found(dkd=BASE, a=BETTER)  # and one planned run that was never made
+    text = results.markdown([study_], options="", output="R.md")
+    assert "- digits: 10 of 11 planned runs are done, so all this is interim.\n" in text
+    complete = study_._replace(planned=study_.planned[:-1])
+    assert "interim" not in results.markdown([complete], options="", output="R.md")
+    assert "interim" not in results.markdown([study_._replace(decides=False)], options="", output="R.md")
+
+
 def test_failed_runs_are_named_and_in_no_mean():
     study_ = found(dkd=BASE, a=BETTER[:4])
     failed = {"regime": "standard", "arm": "a", "seed": 4, "workdir": "w", "status": "failed", "error": "lost"}

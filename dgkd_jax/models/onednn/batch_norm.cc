@@ -139,25 +139,22 @@ class Rows {
   // Calls pass(first number, rows, lanes) for blocks of rows of one length, on all threads.
   template <typename Pass>
   void Each(const Pass& pass) const {
-    InParallel(pool_, pieces_, [&](int64_t piece) {
-      Blocks(piece, rows_, [&](int64_t at, int64_t rows, int64_t lanes) { pass(at, rows, lanes); });
-    });
+    InParallel(pool_, pieces_, [&](int64_t piece) { Blocks(piece, rows_, pass); });
   }
 
   // Sums over the rows of what pass(first number, rows, lanes, sums) adds to `count` arrays of sums, per channel.
   template <typename Pass>
   std::vector<std::vector<double>> Sums(int64_t count, const Pass& pass) const {
-    const int64_t width = together_ * channels_;
     std::vector<std::vector<double>> of_pieces(pieces_);
     InParallel(pool_, pieces_, [&](int64_t piece) {
       std::vector<double> sums(count * channels_);
-      std::vector<float> block(count * width);
+      std::vector<float> block(count * width());
       Blocks(piece, kBlock, [&](int64_t at, int64_t rows, int64_t lanes) {
         std::fill(block.begin(), block.end(), 0.0f);
         pass(at, rows, lanes, block.data());
         for (int64_t which = 0; which < count; ++which)
           for (int64_t lane = 0; lane < lanes; lane += channels_)
-            for (int64_t i = 0; i < channels_; ++i) sums[which * channels_ + i] += block[which * width + lane + i];
+            for (int64_t i = 0; i < channels_; ++i) sums[which * channels_ + i] += block[which * width() + lane + i];
       });
       of_pieces[piece] = std::move(sums);
     });
@@ -168,7 +165,7 @@ class Rows {
     return total;
   }
 
-  int64_t width() const { return together_ * channels_; }
+  int64_t width() const { return together_ * channels_; }  // of a row of several
 
  private:
   template <typename Work>

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
 
+from dgkd_jax.models import batch_statistics
 from dgkd_jax.models.onednn import library
 
 _DTYPES = ("float32", "bfloat16")
@@ -24,13 +24,8 @@ _DTYPES = ("float32", "bfloat16")
 
 def takes(x: jax.Array, scale: jax.Array) -> bool:
     """Whether the library is there and normalises such values."""
-    if x.ndim < 2 or x.dtype not in _DTYPES or scale.dtype != "float32":
-        return False
-    if not all(isinstance(size, int) and size > 0 for size in x.shape):
-        return False  # in an exported program the batch may be open
-    if any(set(jax.typeof(array).sharding.mesh.axis_types) - {AxisType.Auto} for array in (x, scale)):
-        return False  # within a shard_map, or explicitly sharded
-    return library.find() is not None
+    fits = x.ndim >= 2 and x.dtype in _DTYPES and scale.dtype == "float32"
+    return fits and library.may_take(x, scale) and library.find() is not None
 
 
 def normalise(
@@ -38,7 +33,10 @@ def normalise(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """y = (x − mean)/√(var + epsilon)·scale + bias in the dtype of x, the mean and the biased variance of each channel.
 
-    For what `takes` says yes to.
+    Args:
+        x: values [batch, …, channels]; `takes` says yes to it.
+        scale, bias: [channels], float32.
+        epsilon: added to the variance, greater than 0.
     """
     return tuple(_normalise.bind(x, scale, bias, epsilon=epsilon))
 
@@ -51,11 +49,9 @@ def _axes(x: jax.Array) -> tuple[int, ...]:
 
 
 def _normalise_by_xla(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> list[jax.Array]:
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, _axes(x))
-    centred = wide - mean
-    var = jnp.mean(jnp.square(centred), _axes(x))
-    return [(centred * (scale * jax.lax.rsqrt(var + epsilon)) + bias).astype(x.dtype), mean, var]
+    mean, var, centred = batch_statistics.in_two_passes(x.astype(jnp.float32), _axes(x))
+    y = centred * (scale * jax.lax.rsqrt(var + epsilon)) + bias
+    return [y.astype(x.dtype), mean.reshape(scale.shape), var.reshape(scale.shape)]
 
 
 def _push_forward_by_xla(of_x, of_scale, of_bias, x, scale, mean, var, *, epsilon: float) -> list[jax.Array]:

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from dgkd_jax.models.cpu_convolution import Padding, by_library
@@ -28,13 +27,11 @@ def takes(x: jax.Array, kernel: jax.Array, *, padding: Padding, groups: int) -> 
     """Whether oneDNN is there and computes this convolution. Arguments: those of `cpu_convolution.by_library`."""
     if groups != 1 or x.ndim != 4 or kernel.ndim != 4 or x.dtype != kernel.dtype or x.dtype not in _DTYPES:
         return False
-    if not all(isinstance(size, int) and size > 0 for size in (*x.shape, *kernel.shape)):
-        return False  # in an exported program the batch may be open
+    if not library.may_take(x, kernel):
+        return False
     for axis, zeros in enumerate(padding):
         if min(zeros) < 0 or x.shape[1 + axis] + sum(zeros) < kernel.shape[axis]:
             return False
-    if any(set(jax.typeof(array).sharding.mesh.axis_types) - {AxisType.Auto} for array in (x, kernel)):
-        return False  # within a shard_map, or explicitly sharded
     found = library.find()
     return found is not None and (x.dtype == "float32" or found.takes_bfloat16)
 

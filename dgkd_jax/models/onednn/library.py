@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jaxlib
+from jax.sharding import AxisType
 
 SWITCH = "DGKD_ONEDNN"
 _SOURCES = [Path(__file__).with_name(name) for name in ("conv.cc", "batch_norm.cc", "pieces.h")]
@@ -44,6 +45,14 @@ def find() -> Library | None:
     """The library, or None where convolutions are XLA's. The first call may compile it, which takes seconds."""
     found = _found()
     return found if isinstance(found, Library) else None
+
+
+def may_take(*arrays: jax.Array) -> bool:
+    """Whether a custom call may have such arguments."""
+    if not all(isinstance(size, int) and size > 0 for array in arrays for size in array.shape):
+        return False  # in an exported program the batch may be open
+    # Otherwise within a shard_map, or explicitly sharded.
+    return all(set(jax.typeof(array).sharding.mesh.axis_types) <= {AxisType.Auto} for array in arrays)
 
 
 def name() -> str:
