@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -161,11 +162,20 @@ def _share_out(
             left[index] = [run for run in share if outcome(run)["status"] == "not run"] if process else share
             if left[index]:
                 processes[index] = context.Process(target=_work, args=(left[index], stopped, make_caches, cores[index]))
-                processes[index].start()
+                _start(processes[index])
         keep()
         if not any(process.is_alive() for process in processes.values()):
             return
         time.sleep(0.2)
+
+
+def _start(process: Any) -> None:
+    """Start a worker that Ctrl-C does not reach, not even while it imports: it is told to stop by an event."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # it inherits the mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _own_cores(workers: int) -> list[set[int]]:

@@ -1,7 +1,12 @@
 """The command of studies: it runs what is missing, ends in a report, and tells mistakes in one line."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -81,6 +86,37 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
 
 
 @pytest.mark.wrong_input
+@pytest.mark.slow
+def test_ctrl_c_ends_a_study_with_one_line_and_the_same_command_goes_on(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(STUDY.replace('"epochs": 1, ', '"epochs": 10_000, "dkd.warmup_epochs": 1.0, '))
+    arguments = [f"--config={file}", f"--output={tmp_path}", "--arms=dkd"]
+    study = subprocess.Popen(
+        [sys.executable, "-m", "dgkd_jax.study", *arguments],
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "tiny" / "standard" / "dkd-seed0" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and '"train"' in metrics.read_text()):
+            assert study.poll() is None, study.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(study.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        _, shown = study.communicate(timeout=120)
+    finally:
+        if study.poll() is None:
+            os.killpg(study.pid, signal.SIGKILL)
+    assert study.returncode == 143
+    assert "Traceback" not in shown
+    assert shown.splitlines()[-1] == "dgkd_jax: interrupted; the same command goes on from there"
+    saved = [int(step.name) for step in (metrics.parent / "checkpoints").iterdir() if step.name.isdecimal()]
+    assert max(saved) > 0
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"arm": "dkd"}'])
 def test_a_damaged_line_among_the_rows_is_named(line, tmp_path):
     (tmp_path / "rows.jsonl").write_text(f"{line}\n")
