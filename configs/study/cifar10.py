@@ -17,6 +17,9 @@ _CONTRASTS = {
     "8 epochs": ("apart per_sample 1",),
 }
 
+_SIZED = (*range(100, 107), *range(112, 129))
+_AT_THE_CAP = (*range(100, 129), *range(131, 150))
+
 
 def get_study() -> Study:
     base = get_base("confirmation")
@@ -29,7 +32,8 @@ def get_study() -> Study:
         about="10,000 CIFAR-10 photographs train, the 10,000 test images and 30,000 other training images evaluate, 30 "
         "epochs; teachers resnet20 (three, 60 epochs), student resnet8.",
         base=base,
-        seeds=tuple(range(100, 148)),
+        seeds=_SIZED,
+        seeds_in={"30 % wrong labels": _AT_THE_CAP},
         teachers=3,
         arms={"tuned dkd": {"method": "dkd"}} | {arm: _SCREENED_WEIGHTS | screened[arm] for arm in sorted(chosen)},
         regimes={

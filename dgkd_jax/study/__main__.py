@@ -57,10 +57,11 @@ def _outcomes(study: Study, runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _runs(arguments: argparse.Namespace, study: Study) -> list[Run]:
+    seeds = _chosen("seeds", arguments.seeds, [], free=True)
     return runs_of(
         study,
         output=arguments.output,
-        seeds=map(int, _chosen("seeds", arguments.seeds, [str(seed) for seed in study.seeds], free=True)),
+        seeds=None if arguments.seeds is None else map(int, seeds),
         regimes=_chosen("regimes", arguments.regimes, list(study.regimes)),
         arms=_chosen("arms", arguments.arms, list(study.arms)),
     )

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -24,13 +25,14 @@ class Study(NamedTuple):
         name: its folder is OUTPUT/NAME.
         about: a sentence or two for readers of the results: data, teacher, student.
         base: the config that all overrides apply to.
-        seeds: of the students.
+        seeds: of the students, in every regime that `seeds_in` does not name.
         arms: name -> overrides by dotted key: the methods to compare.
         regimes: name -> (overrides, names of the arms that run in it).
         baseline: the arm that all others are compared with, by seed, within each regime.
         teachers: how many; student seed s is taught by that of seed base.teacher.seed + s % teachers.
         rows: a file that keeps a line for each finished run ("" = none); such a run is never repeated, even if its work
             directory is lost.
+        seeds_in: regime -> its seeds.
         decides: whether its comparisons are tested. A screening or a sweep is not: its results have intervals and no
             verdicts, and other studies' tests are not corrected for it.
     """
@@ -44,6 +46,7 @@ class Study(NamedTuple):
     baseline: str
     teachers: int = 1
     rows: str = ""
+    seeds_in: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     decides: bool = True
 
 
@@ -76,6 +79,8 @@ def load(path: str) -> Study:
     if not hasattr(module, "get_study"):
         raise BadInput(f"--config={path}: no study, it defines no get_study(); see configs/study/mnist5k.py")
     study = module.get_study()
+    for regime in study.seeds_in.keys() - study.regimes.keys():
+        raise BadInput(f"--config={path}: seeds_in names the regime {regime!r}, which there is not")
     for regime, (_, arms) in study.regimes.items():
         for arm in {*arms, study.baseline} - set(study.arms):
             raise BadInput(f"--config={path}: regime {regime!r} names the arm {arm!r}, which there is not")
@@ -83,16 +88,22 @@ def load(path: str) -> Study:
 
 
 def runs_of(
-    study: Study, *, output: str, seeds: Iterable[int], regimes: Iterable[str], arms: Iterable[str]
+    study: Study, *, output: str, seeds: Iterable[int] | None, regimes: Iterable[str], arms: Iterable[str]
 ) -> list[Run]:
     """The runs of a study, seed by seed: a study that is stopped early has compared everything on fewer seeds.
+
+    Args:
+        seeds: in all regimes; None: in each its own.
 
     Raises:
         BadInput: an override with an unknown key or a wrong type.
     """
     runs = []
-    for seed in seeds:
+    planned = {regime: study.seeds_in.get(regime, study.seeds) for regime in regimes}
+    for seed in sorted(set().union(*planned.values())) if seeds is None else seeds:
         for regime in regimes:
+            if seeds is None and seed not in planned[regime]:
+                continue
             overrides, arms_there = study.regimes[regime]
             for arm in arms_there:
                 if arm in arms:

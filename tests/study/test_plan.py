@@ -3,7 +3,8 @@
 import pytest
 
 from configs.study import fashion_mnist, mnist5k
-from dgkd_jax.study.plan import runs_of
+from dgkd_jax.errors import BadInput
+from dgkd_jax.study.plan import load, runs_of
 
 
 @pytest.mark.slow
@@ -17,6 +18,25 @@ def test_studies_are_valid_and_seeds_share_their_teachers(module, tmp_path):
         teachers[run.regime].add(run.config.teacher.workdir)
     assert all(len(found) == 1 for found in teachers.values())
     assert teachers["standard"] == teachers["T = 1"] == teachers["momenta"] != teachers["noisy labels"]
+
+
+def test_a_regime_with_seeds_of_its_own_runs_those_unless_the_command_names_some(tmp_path):
+    planned = mnist5k.get_study()._replace(seeds=(0, 1), seeds_in={"T = 1": (1, 5)})
+    of_all = {"output": str(tmp_path), "regimes": ("standard", "T = 1"), "arms": ("dkd",)}
+    runs = runs_of(planned, seeds=None, **of_all)
+    assert [(run.seed, run.regime) for run in runs] == [(0, "standard"), (1, "standard"), (1, "T = 1"), (5, "T = 1")]
+    runs = runs_of(planned, seeds=(7,), **of_all)
+    assert [(run.seed, run.regime) for run in runs] == [(7, "standard"), (7, "T = 1")]
+
+
+def test_seeds_of_a_regime_that_there_is_not_are_refused(tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "from configs.study import mnist5k\n"
+        "def get_study(): return mnist5k.get_study()._replace(seeds_in={'T = 11': (1,)})\n"
+    )
+    with pytest.raises(BadInput, match="wrong.py: seeds_in names the regime 'T = 11', which there is not"):
+        load(str(file))
 
 
 def test_the_controls_of_the_momenta_take_the_steps_that_constant_gradients_would_give():
