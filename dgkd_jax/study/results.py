@@ -192,9 +192,14 @@ def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
 def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
     lines = ["## The answer\n"]
     for study in studies:
-        done, planned = sum(row["status"] == "done" for row in study.rows), len(study.planned)
-        if study.decides and done < planned:
-            lines.append(f"- {study.name}: {done} of {planned} planned runs are done, so all this is interim.")
+        planned = Counter(regime for regime, _, _ in study.planned)
+        done = Counter(row["regime"] for row in study.rows if row["status"] == "done")
+        lines += [
+            f"- {study.name}, {regime}: {done[regime]} of {runs} planned runs are done, so what is said of them is "
+            "interim, and all corrected p-values are."
+            for regime, runs in planned.items()
+            if study.decides and done[regime] < runs
+        ]
     names = {study.name for study in studies if study.decides}
     for says, title in (("better", "Better than the baseline"), ("worse", "Worse than the baseline")):
         where: dict[tuple[str, str], set[str]] = {}
@@ -253,12 +258,18 @@ def _pooled_table(found: list[Verdict]) -> str:
 def _study(study: Found, found: list[Verdict], output: str) -> str:
     done = [row for row in study.rows if row["status"] == "done"]
     failed = [row for row in study.rows if row["status"] == "failed"]
-    hours = sum(row["student"]["seconds"] for row in done) / 3600
-    machines = sorted({_machine(row["machine"]) for row in done})
+    seconds_on: dict[str, list[float]] = {}
+    for row in done:
+        seconds_on.setdefault(_machine(row["machine"]), []).append(row["student"]["seconds"])
+    several = len(seconds_on) > 1
+    hours = [
+        f"{sum(seconds) / 3600:.2f} hours of training{f' in {len(seconds)} runs' if several else ''} on {machine}"
+        for machine, seconds in sorted(seconds_on.items())
+    ]
     lines = [
         f"## {study.name}\n",
         f"{study.about} {len(done)} of {len(study.planned)} planned runs are done, {len(failed)} failed; "
-        f"{hours:.2f} hours of training on {'; '.join(machines) or 'nothing yet'}.\n",
+        f"{'; '.join(hours) or 'none begun'}.\n",
     ]
     regimes = list(dict.fromkeys(regime for regime, _ in _cells(study)))
     for regime in regimes:

@@ -107,13 +107,32 @@ def test_who_is_ahead_everywhere_without_a_verdict_is_named_as_a_candidate():
     assert "before any correction, so to be looked at again on fresh seeds: a (standard)." in text
 
 
-def test_what_is_said_before_all_planned_runs_are_done_is_interim():
+def test_what_is_said_of_a_regime_before_all_its_planned_runs_are_done_is_interim():
     study_ = found(dkd=BASE, a=BETTER)  # and one planned run that was never made
+    noisy = [row("noisy", "dkd", seed, accuracy) for seed, accuracy in enumerate(BASE)]
+    study_ = study_._replace(
+        planned=[*study_.planned, *(("noisy", "dkd", seed) for seed in range(5))], rows=[*study_.rows, *noisy]
+    )
     text = results.markdown([study_], options="", output="R.md")
-    assert "- digits: 10 of 11 planned runs are done, so all this is interim.\n" in text
-    complete = study_._replace(planned=study_.planned[:-1])
+    interim = "so what is said of them is interim, and all corrected p-values are."
+    assert f"- digits, standard: 10 of 11 planned runs are done, {interim}\n" in text
+    assert "digits, noisy" not in text
+    complete = study_._replace(planned=[cell for cell in study_.planned if "never" not in cell])
     assert "interim" not in results.markdown([complete], options="", output="R.md")
     assert "interim" not in results.markdown([study_._replace(decides=False)], options="", output="R.md")
+
+
+def test_the_hours_of_each_machine_are_told_apart():
+    study_ = found(dkd=BASE)
+    assert "5 of 6 planned runs are done, 0 failed; 0.05 hours of training on 1 × cpu (jax 0, flax 0).\n" in (
+        results.markdown([study_], options="", output="R.md")
+    )
+    gpu = {"devices": 1, "device": "gpu", "jax": "0", "flax": "0"}
+    both = [*study_.rows[:3], *(one | {"machine": gpu} for one in study_.rows[3:])]
+    assert (
+        "0 failed; 0.03 hours of training in 3 runs on 1 × cpu (jax 0, flax 0); "
+        "0.02 hours of training in 2 runs on 1 × gpu (jax 0, flax 0).\n"
+    ) in results.markdown([study_._replace(rows=both)], options="", output="R.md")
 
 
 def test_failed_runs_are_named_and_in_no_mean():
