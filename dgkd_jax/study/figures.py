@@ -64,7 +64,9 @@ def norms(of_regimes: Mapping[str, Sequence[ArmNorms]], path: os.PathLike) -> No
                 axis.set_xlabel("share of the training", fontsize=8)
                 axis.set_ylabel("norm of the gradient", fontsize=8)
             shown = [arm for arm in arms if arm.accuracy >= lowest]
-            ends.scatter([arm.last for arm in shown], [arm.accuracy for arm in shown], s=14, c=COLOURS[0])
+            accuracy = [arm.accuracy for arm in shown]
+            ends.scatter([arm.last for arm in shown], accuracy, s=14, c=colour.to_rgba(accuracy))
+            ends.margins(x=0.4, y=0.15)  # room for the names
             for arm in shown if len(shown) <= _MOST_NAMES else ():
                 ends.annotate(arm.arm, (arm.last, arm.accuracy), fontsize=6, xytext=(3, 3), textcoords="offset points")
             ends.set_title(f"{regime}: at the end", fontsize=8)

@@ -1,5 +1,6 @@
 """How large the gradients of TCKD and NCKD are along the trainings of a study, and whether accuracy follows."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,9 @@ class ArmNorms(NamedTuple):
 def of_regime(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> list[ArmNorms]:
     """Of the finished runs of one regime, those arms that have such curves.
 
+    A run whose curves have other steps than most of its arm's, because lines of its log are lost, is not among the
+    norms.
+
     Args:
         rows: of `rows.read`, of one regime.
         arms: to look at; their norms must be of one temperature, or they cannot be compared.
@@ -41,8 +45,10 @@ def of_regime(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> list[ArmNo
     for arm in arms:
         these = [row for row in rows if row["arm"] == arm and row.get("curves", {}).keys() >= NAMES.keys()]
         if these:
-            steps = np.asarray(these[0]["curves"]["step"], np.float64)
-            norms = {name: np.mean([row["curves"][name] for row in these], axis=0) for name in NAMES}
+            ((most, _),) = Counter(tuple(row["curves"]["step"]) for row in these).most_common(1)
+            curves = [row["curves"] for row in these if tuple(row["curves"]["step"]) == most]
+            steps = np.asarray(most, np.float64)
+            norms = {name: np.mean([curve[name] for curve in curves], axis=0) for name in NAMES}
             accuracy = 100 * float(np.mean([row["student"]["last_accuracy"] for row in these]))
             found.append(ArmNorms(arm, steps / steps[-1], norms, accuracy))
     return found

@@ -168,7 +168,7 @@ def markdown(studies: Sequence[Found], *, options: str, output: str) -> str:
     command += f"{options} --results={output}"
     found = verdicts(studies)
     parts = [
-        "# What the coupling does to accuracy\n",
+        f"# Results: {', '.join(study.name for study in studies)}\n",
         f"Written by the command `{command}` from the files that the runs left; run the studies first:\n",
         "\n".join(f"    python -m dgkd_jax.study --config={study.config}{options}" for study in studies) + "\n",
         _answer(studies, found),
@@ -201,6 +201,15 @@ def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
             if study.decides and done[regime] < runs
         ]
     names = {study.name for study in studies if study.decides}
+    if not names:
+        lines.append("- Nothing is tested: this only looks. Its intervals are over seeds, uncorrected.")
+    else:
+        lines += [*_better_and_worse(found, names), *_candidates(found, names), *_tests(found)]
+    return "\n".join(lines) + "\n"
+
+
+def _better_and_worse(found: list[Verdict], names: set[str]) -> list[str]:
+    lines = []
     for says, title in (("better", "Better than the baseline"), ("worse", "Worse than the baseline")):
         where: dict[tuple[str, str], set[str]] = {}
         for verdict in found:
@@ -210,34 +219,52 @@ def _answer(studies: Sequence[Found], found: list[Verdict]) -> str:
         on_some = [
             f"{arm} ({regime}; {', '.join(sorted(sets))})" for (regime, arm), sets in where.items() if sets != names
         ]
-        lines.append(f"- {title} on every set: {', '.join(on_all) or 'none'}.")
-        lines.append(f"- {title} on some: {', '.join(on_some) or 'none'}.")
+        if len(names) == 1:
+            lines.append(f"- {title}: {', '.join(on_all) or 'none'}.")
+        else:
+            lines.append(f"- {title} on every set: {', '.join(on_all) or 'none'}.")
+            lines.append(f"- {title} on some: {', '.join(on_some) or 'none'}.")
+    return lines
+
+
+def _candidates(found: list[Verdict], names: set[str]) -> list[str]:
+    """The arms that are ahead in every study, but not shown to be better in all."""
     ahead = Counter((v.regime, v.arm) for v in found if v.is_apart and v.comparison.mean > 0)
-    candidates = [f"{arm} ({regime})" for (regime, arm), sets in ahead.items() if sets == len(names)]
-    lines.append(
-        "- Ahead by more than two standard errors on every set, before any correction, so to be looked at again on "
-        f"fresh seeds: {', '.join(candidates) or 'none'}."
-    )
+    shown = Counter((v.regime, v.arm) for v in found if v.says == "better")
+    candidates = [
+        f"{arm} ({regime})"
+        for (regime, arm), sets in ahead.items()
+        if sets == len(names) and shown[regime, arm] < len(names)
+    ]
+    if not candidates:
+        return []
+    everywhere = " on every set" if len(names) > 1 else ""
+    return [
+        f"- Not shown, but ahead by more than two standard errors{everywhere} before any correction, so to be looked "
+        f"at again on fresh seeds: {', '.join(candidates)}."
+    ]
+
+
+def _tests(found: list[Verdict]) -> list[str]:
     tested = [verdict for verdict in found if verdict.corrected is not None]
+    if not tested:
+        return ["- No comparison has the three seeds that a test needs."]
     said = Counter(verdict.says for verdict in tested)
-    line = (
-        f"- {len(tested)} of {len(found)} comparisons were tested; others have fewer than three seeds, equal pairs, or "
-        "are of a study that only looks."
+    typical = statistics.median(verdict.detectable for verdict in tested)
+    spread = max(verdict.comparison.standard_error * verdict.comparison.pairs**0.5 for verdict in tested)
+    needed = inference.pairs_needed(spread, WITHIN, tests=len(tested))
+    others = (
+        "; the others have fewer than three seeds, equal pairs, or are of a study that only looks"
+        if len(tested) < len(found)
+        else ""
     )
-    if tested:
-        typical = statistics.median(verdict.detectable for verdict in tested)
-        line += (
-            f" {said['not shown']} of them show no difference, down to a median of {typical:.1f} points (80 % power), "
-            f"and {said[f'within ± {WITHIN}']} show that there is none of more than {WITHIN} points."
-        )
-        spread = max(verdict.comparison.standard_error * verdict.comparison.pairs**0.5 for verdict in tested)
-        needed = inference.pairs_needed(spread, WITHIN, tests=len(tested))
-        line += (
-            f" The differences' largest standard deviation is {spread:.2f} points: to see {WITHIN} points with 80 % "
-            f"power in each takes {needed} seeds."
-        )
-    lines.append(f"{line}\n")
-    return "\n".join(lines)
+    return [
+        f"- {len(tested)} of {len(found)} comparisons were tested{others}. Not shown: {said['not shown']}. "
+        f"Within ± {WITHIN} points: {said[f'within ± {WITHIN}']}. "
+        f"The tests would see {typical:.1f} points (median; 80 % power).",
+        f"- The differences' largest standard deviation is {spread:.2f} points: to see {WITHIN} points with 80 % power "
+        f"in each takes {needed} seeds.",
+    ]
 
 
 def _pooled_table(found: list[Verdict]) -> str:
