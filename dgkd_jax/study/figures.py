@@ -8,12 +8,14 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dgkd_jax.report.figures import COLOURS, look
 from dgkd_jax.study.norms import NAMES, ArmNorms
 from dgkd_jax.study.results import WITHIN, Verdict
 
 _COLOURS = {"better": "tab:green", "worse": "tab:red"}
+_LINEAR = 2.0  # points; a scale that reaches further is logarithmic beyond
 _WIDEST = 4.0  # points below the median that the colours still tell apart
 _MOST_NAMES = 8  # points that are named
 
@@ -27,7 +29,7 @@ def forest(verdicts: Sequence[Verdict], path: os.PathLike) -> None:
     ]
     heights = [len(arms) + 1.5 for arms in shown]
     with look():
-        figure = Figure(figsize=(7.5, max(2.0, 0.19 * sum(heights))), layout="constrained")
+        figure = Figure(figsize=(7.5, max(2.5, 0.19 * sum(heights))), layout="constrained")
         axes = figure.subplots(max(len(shown), 1), 1, sharex=True, height_ratios=heights or None, squeeze=False)[:, 0]
         for axis, (study, regime), arms in zip(axes, regimes, shown, strict=False):
             axis.axvspan(-WITHIN, WITHIN, color="0.9", zorder=0)
@@ -42,9 +44,17 @@ def forest(verdicts: Sequence[Verdict], path: os.PathLike) -> None:
             axis.set_ylim(-0.7, len(arms) - 0.3)
             axis.set_title(f"{study}: {regime}", fontsize=8)
             axis.tick_params(axis="x", labelsize=7)
-        axes[-1].set_xscale("symlog", linthresh=2.0)
-        axes[-1].set_xlabel("difference from the baseline, points of accuracy (beyond ± 2 logarithmic)", fontsize=8)
+        label = "difference from the baseline, points of accuracy"
+        reach = max((abs(end) for verdict in verdicts for end in _ends(verdict)), default=0.0)
+        if reach > _LINEAR:
+            axes[-1].set_xscale("symlog", linthresh=_LINEAR)
+            label += f" (beyond ± {_LINEAR:g} logarithmic)"
+        axes[-1].set_xlabel(label, fontsize=8)
         _save(figure, path)
+
+
+def _ends(verdict: Verdict) -> tuple[float, ...]:
+    return verdict.comparison.interval or (verdict.comparison.mean,)
 
 
 def norms(of_regimes: Mapping[str, Sequence[ArmNorms]], path: os.PathLike) -> None:
@@ -67,6 +77,7 @@ def norms(of_regimes: Mapping[str, Sequence[ArmNorms]], path: os.PathLike) -> No
             accuracy = [arm.accuracy for arm in shown]
             ends.scatter([arm.last for arm in shown], accuracy, s=14, c=colour.to_rgba(accuracy))
             ends.margins(x=0.4, y=0.15)  # room for the names
+            ends.xaxis.set_major_locator(MaxNLocator(4))
             for arm in shown if len(shown) <= _MOST_NAMES else ():
                 ends.annotate(arm.arm, (arm.last, arm.accuracy), fontsize=6, xytext=(3, 3), textcoords="offset points")
             ends.set_title(f"{regime}: at the end", fontsize=8)

@@ -267,3 +267,12 @@ def test_the_pictures_show_every_arm(tmp_path, monkeypatch):
     (panel,) = drawn[1].axes
     assert panel.lines[1].get_xdata().tolist() == [-3, 1]
     assert panel.lines[1].get_ydata()[1] == pytest.approx(1.0)
+
+
+def test_a_forest_is_linear_unless_an_arm_is_far_off(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    for studies in ([found(dkd=BASE, a=BETTER)], [found(dkd=BASE, a=BETTER, b=[0.1] * 5)]):
+        figures.forest(results.verdicts(studies), tmp_path / "forest.png")
+    assert [figure.axes[-1].get_xscale() for figure in drawn] == ["linear", "symlog"]
+    assert [("logarithmic" in figure.axes[-1].get_xlabel()) for figure in drawn] == [False, True]
