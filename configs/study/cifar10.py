@@ -9,7 +9,7 @@ from configs.study import arms
 from configs.study.cifar10_screening import get_base
 from dgkd_jax.study import Study
 
-_SCREENED_WEIGHTS = {"dkd.alpha": 1.0, "dkd.beta": 2.0}
+SCREENED_WEIGHTS = {"dkd.alpha": 1.0, "dkd.beta": 2.0}
 _TUNED = {"dkd.alpha": 2.0, "dkd.beta": 4.0}
 _CONTRASTS = {
     "10,000 images": ("apart own_logits 1", "together self_normalized 3", "gdkd"),
@@ -35,7 +35,7 @@ def get_study() -> Study:
         seeds=_SIZED,
         seeds_in={"30 % wrong labels": _AT_THE_CAP},
         teachers=3,
-        arms={"tuned dkd": {"method": "dkd"}} | {arm: _SCREENED_WEIGHTS | screened[arm] for arm in sorted(chosen)},
+        arms={"tuned dkd": {"method": "dkd"}} | {arm: SCREENED_WEIGHTS | screened[arm] for arm in sorted(chosen)},
         regimes={
             regime: (of_regimes[regime] | ({} if regime == "8 epochs" else _TUNED), ("tuned dkd", *contrasts))
             for regime, contrasts in _CONTRASTS.items()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.study import cifar10, cifar10_images, cifar10_screening, fashion_images
+from configs.study import cifar10, cifar10_images, cifar10_screening, cifar10_weights, fashion_images
 from configs.study.objectives import CoupledKD, LogDKD
 from dgkd_jax import losses
 from dgkd_jax.errors import BadInput
@@ -62,6 +62,21 @@ def test_the_confirmation_compares_what_the_plans_rules_choose_from_the_screenin
     for _, arms in confirmation.regimes.values():
         for arm in arms[1:]:
             assert confirmation.arms[arm] == of_base | screening.arms[arm]
+
+
+def test_what_explains_the_confirmation_changes_the_weight_alone_and_repeats_no_run(tmp_path):
+    explained = cifar10_weights.get_study()
+    runs = runs_of(explained, output=str(tmp_path), seeds=(100,), regimes=explained.regimes, arms=explained.arms)
+    config = {run.arm: run.config for run in runs}
+    kept = rows.read(explained.rows)
+    there = {run.arm for run in runs if rows.find(kept, run)}
+    assert there >= {"tuned dkd", "apart own_logits 1", "together self_normalized 3"}
+    for arm in ("apart own_logits 1", "together self_normalized 3"):
+        changed = config[f"{arm}, tuned weight"].copy_and_resolve_references()
+        assert (changed.dkd.alpha, changed.dkd.beta) == (config["tuned dkd"].dkd.alpha, config["tuned dkd"].dkd.beta)
+        changed.dkd.alpha, changed.dkd.beta = config["dkd"].dkd.alpha, config["dkd"].dkd.beta
+        assert changed == config[arm]
+    assert (config["dkd"].dkd.alpha, config["dkd"].dkd.beta) == (1.0, 2.0)
 
 
 def test_what_trains_what_screens_and_what_confirms_are_different_images(monkeypatch):
