@@ -85,7 +85,6 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert "1 of 3 planned runs are done" in (tmp_path / "again.md").read_text()
 
 
-@pytest.mark.wrong_input
 @pytest.mark.slow
 def test_ctrl_c_ends_a_study_with_one_line_and_the_same_command_goes_on(tmp_path):
     file = tmp_path / "tiny.py"
@@ -117,6 +116,7 @@ def test_ctrl_c_ends_a_study_with_one_line_and_the_same_command_goes_on(tmp_path
     assert max(saved) > 0
 
 
+@pytest.mark.wrong_input
 @pytest.mark.parametrize("line", ["{", "[]", '{"arm": "dkd"}'])
 def test_a_damaged_line_among_the_rows_is_named(line, tmp_path):
     (tmp_path / "rows.jsonl").write_text(f"{line}\n")

@@ -29,6 +29,7 @@ def test_a_regime_with_seeds_of_its_own_runs_those_unless_the_command_names_some
     assert [(run.seed, run.regime) for run in runs] == [(7, "standard"), (7, "T = 1")]
 
 
+@pytest.mark.wrong_input
 def test_seeds_of_a_regime_that_there_is_not_are_refused(tmp_path):
     file = tmp_path / "wrong.py"
     file.write_text(
