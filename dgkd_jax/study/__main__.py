@@ -57,11 +57,11 @@ def _outcomes(study: Study, runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def _runs(arguments: argparse.Namespace, study: Study) -> list[Run]:
-    seeds = _chosen("seeds", arguments.seeds, [], free=True)
+    given = arguments.seeds
     return runs_of(
         study,
         output=arguments.output,
-        seeds=None if arguments.seeds is None else map(int, seeds),
+        seeds=None if given is None else map(int, _chosen("seeds", given, [], free=True)),
         regimes=_chosen("regimes", arguments.regimes, list(study.regimes)),
         arms=_chosen("arms", arguments.arms, list(study.arms)),
     )

@@ -86,7 +86,7 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_study_with_one_line_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_ends_a_study_with_one_line_and_its_work_saved(tmp_path):
     file = tmp_path / "tiny.py"
     file.write_text(STUDY.replace('"epochs": 1, ', '"epochs": 10_000, "dkd.warmup_epochs": 1.0, '))
     arguments = [f"--config={file}", f"--output={tmp_path}", "--arms=dkd"]
