@@ -95,7 +95,20 @@ def conduct(runs: list[Run], *, workers: int, kept: str = "") -> None:
             _share_out(share, context, stopped, workers, make_caches, keep)
     except KeyboardInterrupt:
         stopped.set()
+        print("interrupted; saving the runs (Ctrl-C again: end at once)", file=sys.stderr, flush=True)
+        _wait_for_workers()
         raise Preempted("interrupted; the same command goes on from there") from None
+
+
+def _wait_for_workers() -> None:
+    """Wait until each worker has saved its run. At another Ctrl-C kill them; what follows their checkpoints is lost."""
+    workers = multiprocessing.active_children()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.kill()
 
 
 class _Keeper:

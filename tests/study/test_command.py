@@ -111,6 +111,7 @@ def test_ctrl_c_ends_a_study_with_one_line_and_its_work_saved(tmp_path):
             os.killpg(study.pid, signal.SIGKILL)
     assert study.returncode == 143
     assert "Traceback" not in shown
+    assert "interrupted; saving the runs (Ctrl-C again: end at once)" in shown
     assert shown.splitlines()[-1] == "dgkd_jax: interrupted; the same command goes on from there"
     saved = [int(step.name) for step in (metrics.parent / "checkpoints").iterdir() if step.name.isdecimal()]
     assert max(saved) > 0

@@ -1,12 +1,15 @@
 """In which order the runs of a study are done, and by whom."""
 
 import itertools
+import multiprocessing
 import os
+import signal
+import time
 
 import pytest
 
 from configs.study import mnist5k
-from dgkd_jax.study.conduct import _own_cores, _phases
+from dgkd_jax.study.conduct import _own_cores, _phases, _wait_for_workers
 from dgkd_jax.study.plan import runs_of, with_cache
 
 
@@ -50,3 +53,22 @@ def test_each_teacher_and_each_cache_is_made_by_one_run_before_others_need_it(tm
             (config.seed, config.epochs, config.teacher.workdir)
         }
     assert {config.teacher.cache for config in by_workdir.values() if config.method == "ce"} == {""}
+
+
+def test_an_interrupted_study_waits_for_its_workers():
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0.5,))
+    worker.start()
+    _wait_for_workers()
+    assert worker.exitcode == 0
+
+
+def test_a_second_ctrl_c_kills_the_workers_that_are_waited_for(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    worker.start()
+    monkeypatch.setattr(worker, "join", interrupted)
+    _wait_for_workers()
+    type(worker).join(worker)
+    assert worker.exitcode == -signal.SIGKILL
