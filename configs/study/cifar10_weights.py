@@ -18,7 +18,7 @@ def get_study() -> Study:
     arms = {baseline: confirmed.arms[baseline], "dkd": {"method": "dkd"} | cifar10.SCREENED_WEIGHTS}
     for arm in (apart, together):
         arms[arm] = confirmed.arms[arm]
-        arms[f"{arm}, tuned weight"] = confirmed.arms[arm] | weights
+        arms[f"{arm} with tuned weight"] = confirmed.arms[arm] | weights
     return confirmed._replace(
         about="The confirmation's images, teachers and seeds; each of its two forms of the coupling with DKD's weight "
         "of the screening (α = 1, β = 2) and with the tuned one (α = 2, β = 4).",

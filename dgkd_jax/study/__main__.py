@@ -2,14 +2,15 @@
 
     python -m dgkd_jax.study --config=configs/study/mnist5k.py [--workers=N] [--seeds=0,1,…] [--regimes=NAME,…]
         [--arms=NAME,…] [--output=runs/study] [--cache-teacher]
-    python -m dgkd_jax.study --config=FILE --config=FILE … --results=docs/results.md
+    python -m dgkd_jax.study --config=FILE --config=FILE … --results=docs/results.md [--baseline=NAME]
 
 Every run has its own work directory. The same command continues where it was and does only unfinished runs; a run that
 fails becomes a row of the table and does not end the study. A study with a file of rows (`Study.rows`) adds a line to
 it for each finished run, and a run with a line is never repeated. At the end the report page is written. With
 --cache-teacher the arms of a seed share the teacher's logits, so the teacher sees each training batch once; a run that
 began without the cache cannot continue with it. The second form runs nothing: it writes the results of all these
-studies, read from their rows or their runs' files, as one document.
+studies, read from their rows or their runs' files, as one document. With --baseline it compares the arms with another
+one than the study's own; then nothing is tested, it only looks.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    studies = [load(path) for path in arguments.config]
+    studies = [_with_baseline(load(path), arguments.baseline) for path in arguments.config]
     if arguments.results:
         print(_write_results(arguments, studies))
         return
@@ -48,6 +49,14 @@ def _study(arguments: argparse.Namespace) -> None:
     done = [row["workdir"] for row in found if row["status"] == "done" and Path(row["workdir"]).exists()]
     if done:
         print(f"Pictures: {compose.write(done, os.path.join(arguments.output, study.name, 'report'))}")
+
+
+def _with_baseline(study: Study, name: str | None) -> Study:
+    """The study with another baseline; it decides nothing then, because its tests were planned against its own."""
+    if name in (None, study.baseline):
+        return study
+    _check("baseline", name, name, list(study.arms))
+    return study._replace(baseline=name, decides=False)
 
 
 def _outcomes(study: Study, runs: list[Run]) -> list[dict[str, Any]]:
@@ -81,6 +90,7 @@ def _write_results(arguments: argparse.Namespace, studies: list[Study]) -> str:
         "seeds": arguments.seeds,
         "regimes": arguments.regimes,
         "arms": arguments.arms,
+        "baseline": arguments.baseline,
         "output": None if arguments.output == OUTPUT else arguments.output,
     }
     options = "".join(f" --{name}={shlex.quote(value)}" for name, value in given.items() if value is not None)
@@ -125,6 +135,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", help="comma-separated; default: the study's")
     parser.add_argument("--regimes", help="comma-separated; default: all")
     parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument("--baseline", metavar="NAME", help="the arm to compare with; default: the study's")
     parser.add_argument("--cache-teacher", action="store_true", help="run each teacher once, for all arms of a seed")
     parser.add_argument("--output", default=OUTPUT, metavar="DIR", help=f"default {OUTPUT}")
     arguments = parser.parse_args(argv)
@@ -140,11 +151,16 @@ def _chosen(name: str, text: str | None, there: list[str], *, free: bool = False
         return there
     chosen = text.split(",")
     for choice in chosen:
-        if free and not choice.isdecimal():
+        if not free:
+            _check(name, text, choice, there)
+        elif not choice.isdecimal():
             raise BadInput(f"--{name}={text}: {choice!r} is no number")
-        if not free and choice not in there:
-            raise BadInput(f"--{name}={text}: no {choice!r}{did_you_mean(choice, there)}; there are {', '.join(there)}")
     return chosen
+
+
+def _check(name: str, text: str, choice: str, there: list[str]) -> None:
+    if choice not in there:
+        raise BadInput(f"--{name}={text}: no {choice!r}{did_you_mean(choice, there)}; there are {', '.join(there)}")
 
 
 def table(rows: list[dict[str, Any]], *, baseline: str) -> str:

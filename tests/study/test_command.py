@@ -79,6 +79,13 @@ def test_a_study_runs_what_is_missing_and_a_failed_run_is_a_row(tmp_path, capsys
     assert "2 of 2 runs are done already" in capsys.readouterr().err
     assert command.main([*arguments, f"--results={tmp_path / 'again.md'}"]) == 0
     assert "2 of 3 planned runs are done, 0 failed" in (tmp_path / "again.md").read_text()
+    # Against another arm than the planned one it only looks.
+    assert "| − dkd |" in (tmp_path / "again.md").read_text()
+    assert command.main([*arguments, f"--results={tmp_path / 'other.md'}", "--baseline=kd"]) == 0
+    other = (tmp_path / "other.md").read_text()
+    assert "| − kd |" in other
+    assert "Nothing is tested" in other
+    assert "--baseline=kd" in other.splitlines()[2]
     # An arm that has become another one has no row.
     file.write_text(STUDY.replace('"dkd": {"method": "dkd"}', '"dkd": {"method": "dkd", "dkd.beta": 3.0}'))
     assert command.main([*arguments, f"--results={tmp_path / 'again.md'}"]) == 0
@@ -132,6 +139,7 @@ def test_a_damaged_line_among_the_rows_is_named(line, tmp_path):
         (["--config=nowhere.py"], "--config=nowhere.py: no such file"),
         (["--config=configs/mnist5k.py"], "it defines no get_study()"),
         (["--config=configs/study/mnist5k.py", "--arms=dkg"], "no 'dkg'; did you mean 'dkd'?"),
+        (["--config=configs/study/mnist5k.py", "--baseline=dkg"], "--baseline=dkg: no 'dkg'; did you mean 'dkd'?"),
         (["--config=configs/study/mnist5k.py", "--seeds=a"], "'a' is no number"),
         (["--config=configs/study/mnist5k.py", "--workers=0"], "--workers=0: 1 or more"),
         (["--config=a", "--config=b"], "several --config go with --results only"),

@@ -72,7 +72,7 @@ def test_what_explains_the_confirmation_changes_the_weight_alone_and_repeats_no_
     there = {run.arm for run in runs if rows.find(kept, run)}
     assert there >= {"tuned dkd", "apart own_logits 1", "together self_normalized 3"}
     for arm in ("apart own_logits 1", "together self_normalized 3"):
-        changed = config[f"{arm}, tuned weight"].copy_and_resolve_references()
+        changed = config[f"{arm} with tuned weight"].copy_and_resolve_references()
         assert (changed.dkd.alpha, changed.dkd.beta) == (config["tuned dkd"].dkd.alpha, config["tuned dkd"].dkd.beta)
         changed.dkd.alpha, changed.dkd.beta = config["dkd"].dkd.alpha, config["dkd"].dkd.beta
         assert changed == config[arm]
