@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from dgkd_jax.study import inference
 
@@ -15,6 +15,24 @@ def test_the_smallest_detectable_difference_is_found_in_four_of_five_trials():
     assert found.mean() == pytest.approx(inference.POWER, abs=0.01)  # 20,000 trials: ± 0.003
     assert inference.pairs_needed(0.5, 1.001 * difference, tests=tests) == pairs
     assert inference.pairs_needed(0.5, 0.99 * difference, tests=tests) == pairs + 1
+
+
+@pytest.mark.parametrize("tests", [1, 6, 100])
+def test_the_smallest_detectable_difference_has_80_percent_power_with_any_number_of_pairs(tests):
+    """Power by integrating over the standard deviation that a sample may have, instead of by the noncentral t."""
+    for pairs in (2, 3, 4, 11, 24, 48, 73, 102):
+        freedom = pairs - 1
+        effect = inference.smallest_detectable(1.0, pairs, tests=tests)
+        deviation = np.linspace(0, stats.chi.isf(1e-14, freedom), 200_001)
+        critical = stats.t.isf(inference.LEVEL / tests / 2, freedom) * deviation / freedom**0.5
+        near, far = (
+            integrate.simpson(tail * stats.chi.pdf(deviation, freedom), x=deviation)
+            for tail in (stats.norm.sf(critical - effect * pairs**0.5), stats.norm.cdf(-critical - effect * pairs**0.5))
+        )
+        assert near == pytest.approx(inference.POWER, abs=1e-11), pairs
+        assert far < 1e-6  # it is left out
+        assert effect > 0
+        assert inference.pairs_needed(1.0, 1.001 * effect, tests=tests) == pairs
 
 
 def test_equivalence_is_the_interval_of_90_percent_within_the_bounds():
