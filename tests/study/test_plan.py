@@ -1,5 +1,8 @@
 """The runs of a study, and which of them share a teacher."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from configs.study import fashion_mnist, mnist5k
@@ -27,6 +30,17 @@ def test_a_regime_with_seeds_of_its_own_runs_those_unless_the_command_names_some
     assert [(run.seed, run.regime) for run in runs] == [(0, "standard"), (1, "standard"), (1, "T = 1"), (5, "T = 1")]
     runs = runs_of(planned, seeds=(7,), **of_all)
     assert [(run.seed, run.regime) for run in runs] == [(7, "standard"), (7, "T = 1")]
+
+
+def test_the_study_of_the_documentation_is_valid(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
+    (example,) = re.findall(r"```python\n(# my_study.py\n.*?)```", text, re.DOTALL)
+    (tmp_path / "my_study.py").write_text(example)
+    study = load(str(tmp_path / "my_study.py"))
+    runs = runs_of(study, output=str(tmp_path), seeds=None, regimes=study.regimes, arms=study.arms)
+    assert len(runs) == 3 * 2 * 5
+    double, once = (run.config.dkd for run in runs[1::-1])
+    assert (double.alpha, double.beta) == (2 * once.alpha, 2 * once.beta)
 
 
 @pytest.mark.wrong_input
