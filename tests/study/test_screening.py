@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.study import cifar10, cifar10_images, cifar10_screening, cifar10_weights, fashion_images
+from configs.study import cifar10, cifar10_images, cifar10_machines, cifar10_screening, cifar10_weights, fashion_images
 from configs.study.objectives import CoupledKD, LogDKD
 from dgkd_jax import losses
 from dgkd_jax.errors import BadInput
@@ -77,6 +77,19 @@ def test_what_explains_the_confirmation_changes_the_weight_alone_and_repeats_no_
         changed.dkd.alpha, changed.dkd.beta = config["dkd"].dkd.alpha, config["dkd"].dkd.beta
         assert changed == config[arm]
     assert (config["dkd"].dkd.alpha, config["dkd"].dkd.beta) == (1.0, 2.0)
+
+
+def test_what_compares_machines_repeats_the_tuned_dkd_of_the_seeds_that_ran_on_a_gpu(tmp_path):
+    repeated = cifar10_machines.get_study()
+    runs = runs_of(repeated, output=str(tmp_path), seeds=None, regimes=repeated.regimes, arms=repeated.arms)
+    kept = rows.read(repeated.rows)
+    on_gpu = [
+        run.seed for run in runs if run.arm == "tuned dkd" and "H100" in rows.find(kept, run)["machine"]["device"]
+    ]
+    assert on_gpu == list(repeated.seeds)
+    for first, again in zip(runs[::2], runs[1::2], strict=True):
+        assert (first.arm, again.arm, first.seed) == ("tuned dkd", "tuned dkd on CPUs", again.seed)
+        assert rows.made_by(first) == rows.made_by(again)
 
 
 def test_what_trains_what_screens_and_what_confirms_are_different_images(monkeypatch):
