@@ -1,24 +1,27 @@
 """The tuned DKD of the confirmation once more, on CPUs, for the seeds that ran on a GPU: what the machine does.
 
-CIFAR10_FOLDER=DIR python -m dgkd_jax.study --config=configs/study/cifar10_machines.py --cache-teacher --workers=2
+    CIFAR10_FOLDER=DIR python -m dgkd_jax.study --config=configs/study/cifar10_machines.py --cache-teacher --workers=2
+
+With it the arms of `cifar10_weights` have a baseline of their own machine for these seeds as well.
 """
 
-from configs.study import cifar10
+from configs.study import cifar10_weights
 from dgkd_jax.study import Study
 
 _REGIME = "10,000 images"
+_BASELINE = "tuned dkd on CPUs"
 
 
 def get_study() -> Study:
-    confirmed = cifar10.get_study()
-    overrides, _ = confirmed.regimes[_REGIME]
-    arms = {"tuned dkd": confirmed.arms["tuned dkd"], "tuned dkd on CPUs": confirmed.arms["tuned dkd"]}
-    return confirmed._replace(
+    weights = cifar10_weights.get_study()
+    overrides, arms = weights.regimes[_REGIME]
+    on_cpus = [arm for arm in arms if arm == "dkd" or arm.endswith("with tuned weight")]
+    return weights._replace(
         name="cifar10_machines",
-        about="The confirmation's images and teachers; the tuned DKD on an H100 and again on CPUs, both in bfloat16.",
-        arms=arms,
-        regimes={_REGIME: (overrides, tuple(arms))},
+        about="The 17 seeds that the confirmation ran on an H100: its tuned DKD there and once more on CPUs, where the "
+        "other arms ran too. All in bfloat16.",
+        arms=weights.arms | {_BASELINE: weights.arms["tuned dkd"]},
+        regimes={_REGIME: (overrides, (_BASELINE, "tuned dkd", *on_cpus))},
+        baseline=_BASELINE,
         seeds=tuple(range(112, 129)),
-        seeds_in={},
-        decides=False,
     )
