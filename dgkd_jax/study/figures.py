@@ -78,8 +78,11 @@ def norms(of_regimes: Mapping[str, Sequence[ArmNorms]], path: os.PathLike) -> No
             ends.scatter([arm.last for arm in shown], accuracy, s=14, c=colour.to_rgba(accuracy))
             ends.margins(x=0.4, y=0.15)  # room for the names
             ends.xaxis.set_major_locator(MaxNLocator(4))
+            middle = sum(ends.get_xlim()) / 2
             for arm in shown if len(shown) <= _MOST_NAMES else ():
-                ends.annotate(arm.arm, (arm.last, arm.accuracy), fontsize=6, xytext=(3, 3), textcoords="offset points")
+                side, inwards = (1, "left") if arm.last <= middle else (-1, "right")
+                at, offset = (arm.last, arm.accuracy), (3 * side, 3)
+                ends.annotate(arm.arm, at, offset, textcoords="offset points", ha=inwards, fontsize=6)
             ends.set_title(f"{regime}: at the end", fontsize=8)
             ends.set_xlabel("norm of both gradients", fontsize=8)
             ends.set_ylabel("accuracy, %", fontsize=8)
